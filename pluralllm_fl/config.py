@@ -1,0 +1,204 @@
+"""RunConfig: Flower's flat run config, typed and validated.
+
+The defaults live in ``pyproject.toml`` under ``[tool.flwr.app.config]`` and nowhere else.
+"""
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pluralllm_fl.errors import ConfigError, nearest
+
+Value = bool | float | int | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Every run-config key (``learning-rate`` is `learning_rate` here); see pyproject.toml."""
+
+    dataset: str
+    seen_groups: str
+    unseen_groups: str
+    unseen_fraction: float
+    on_bad_row: Literal["auto", "raise", "skip"]
+    validation_fraction: float
+    test_fraction: float
+    synthetic_groups: int
+    synthetic_questions: int
+    synthetic_respondents: int
+    embedding_model: str
+    embedding_pooling: Literal["mean", "last"]
+    embedding_template: str
+    embedding_cache: str
+    architecture: Literal["pluralistic", "published"]
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+    loss: Literal["cross-entropy", "jensen-shannon", "normal-nll"]
+    local_steps: int
+    learning_rate: float
+    learning_rate_schedule: Literal["cosine", "constant"]
+    weight_decay: float
+    gradient_clip: float
+    context_min: int
+    context_max: int
+    target_min: int
+    target_max: int
+    strategy: str
+    strategy_args: str
+    num_server_rounds: int
+    client_weight: Literal["uniform", "answers"]
+    expected_nodes: int
+    min_nodes: int
+    join_timeout: float
+    round_timeout: float
+    round_retries: int
+    max_update_norm: float
+    evaluate_every: int
+    context_questions: int
+    seed: int
+    output_dir: str
+    run_name: str
+    resume: str
+    checkpoint_every: int
+    early_stopping_patience: int
+    trackers: str
+    device: Literal["auto", "cpu", "cuda"]
+    threads: int
+
+    @classmethod
+    def from_run_config(cls, values: Mapping[str, Value]) -> Self:
+        """Build from kebab-case keys.
+
+        Raises
+        ------
+        ConfigError
+            For unknown or missing keys, wrong types and impossible values, naming the key.
+        """
+        fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in fields:
+                raise ConfigError(f"Unknown config key '{key}'.{nearest(key, fields)}")
+        if missing := sorted(set(fields) - set(values)):
+            raise ConfigError(f"Missing config keys: {', '.join(missing)}.")
+        hints = typing.get_type_hints(cls)
+        config = cls(**{f.name: _coerce(k, values[k], hints[f.name]) for k, f in fields.items()})
+        config._validate()
+        return config
+
+    def to_run_config(self) -> dict[str, Value]:
+        """Return the flat kebab-case form, in declaration order."""
+        return {k.replace("_", "-"): v for k, v in dataclasses.asdict(self).items()}
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Names in ``seen-groups``."""
+        return split_names(self.seen_groups)
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Names in ``unseen-groups``."""
+        return split_names(self.unseen_groups)
+
+    @property
+    def strategy_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments in ``strategy-args``."""
+        try:
+            kwargs = json.loads(self.strategy_args)
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                f"strategy-args is not JSON ({error}): {self.strategy_args!r}. "
+                """Write it as '{"proximal_mu": 0.1}'."""
+            ) from None
+        if not isinstance(kwargs, dict):
+            raise ConfigError(f"strategy-args must be a JSON object, not {self.strategy_args!r}.")
+        return kwargs
+
+    def _validate(self) -> None:
+        at_least: dict[str, float] = {
+            "synthetic_groups": 2, "synthetic_questions": 2, "synthetic_respondents": 1,
+            "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "local_steps": 1,
+            "weight_decay": 0, "gradient_clip": 0, "context_min": 0, "target_min": 1,
+            "num_server_rounds": 1, "expected_nodes": 0, "min_nodes": 1, "join_timeout": 0,
+            "round_timeout": 1, "round_retries": 0, "max_update_norm": 0, "evaluate_every": 1,
+            "context_questions": 0, "seed": 0, "checkpoint_every": 1,
+            "early_stopping_patience": 0, "threads": 1,
+        }  # fmt: skip
+        for name, low in at_least.items():
+            _require(getattr(self, name) >= low, name, getattr(self, name), f"at least {low:g}")
+        for name in ("unseen_fraction", "validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, name, value, "at least 0 and below 1")
+        held_out = self.validation_fraction + self.test_fraction
+        _require(held_out < 1, "test_fraction", self.test_fraction,
+                 "below 1 together with validation-fraction")  # fmt: skip
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        _require(self.width % self.heads == 0, "width", self.width,
+                 f"a multiple of heads ({self.heads})")  # fmt: skip
+        for kind in ("context", "target"):
+            smallest, largest = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
+            _require(largest >= smallest, f"{kind}_max", largest,
+                     f"at least {kind}-min ({smallest})")  # fmt: skip
+        _require("{question}" in self.embedding_template and "{option}" in self.embedding_template,
+                 "embedding_template", self.embedding_template,
+                 "a text with {question} and {option}")  # fmt: skip
+        for name in ("output_dir", "resume"):
+            value = getattr(self, name)
+            _require(not value or Path(value).is_absolute(), name, value,
+                     "an absolute path (the apps run in Flower's own working directory)")  # fmt: skip
+        for tracker in split_names(self.trackers):
+            _require(tracker in TRACKERS, "trackers", tracker, f"one of {', '.join(TRACKERS)}")
+        _ = self.strategy_kwargs
+
+
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split a semicolon-separated list of names, without empty ones."""
+    return tuple(name.strip() for name in text.split(";") if name.strip())
+
+
+def app_directory() -> Path:
+    """Return the folder with the Flower app: the source tree, or its copy in the wheel."""
+    package = Path(__file__).parent
+    source = package.parent
+    return source if (source / "server_app.py").is_file() else package / "app"
+
+
+def default_run_config() -> dict[str, Value]:
+    """Read every key with its default from the app's pyproject.toml."""
+    project = tomllib.loads((app_directory() / "pyproject.toml").read_text(encoding="utf-8"))
+    defaults: dict[str, Value] = project["tool"]["flwr"]["app"]["config"]
+    return defaults
+
+
+def _require(valid: bool, name: str, value: object, demand: str) -> None:
+    if not valid:
+        raise ConfigError(f"{name.replace('_', '-')} = {value!r}: must be {demand}.")
+
+
+def _coerce(key: str, value: Value, hint: object) -> Any:
+    if isinstance(hint, types.GenericAlias) or typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(
+                f"{key} = {value!r}: must be one of {', '.join(choices)}."
+                f"{nearest(str(value), choices)}"
+            )
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        wanted = {int: "a whole number", float: "a number", str: "a text in quotes"}
+        raise ConfigError(f"{key} = {value!r}: must be {wanted.get(hint, hint)}.")  # type: ignore[call-overload]
+    if hint is float and not float("-inf") < value < float("inf"):  # type: ignore[operator]
+        raise ConfigError(f"{key} = {value!r}: must be finite.")
+    return value

@@ -1,0 +1,176 @@
+"""The domain: questions, answer distributions, groups and their splits. No torch, no flwr."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm_fl.errors import ConfigError, nearest
+
+FloatArray = NDArray[np.float64]
+QuestionSplit = Literal["train", "validation", "test"]
+Role = Literal["train", "evaluate"]
+
+
+def _digest(*parts: str) -> str:
+    """Hash text parts so that no two different tuples of parts share a hash input."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt and its candidate answers.
+
+    Parameters
+    ----------
+    text : str
+        The prompt.
+    options : tuple of str
+        At least two distinct candidate answers.
+    ordinal : tuple of float or None
+        Position of every option on a scale; None for categorical options.
+    topic, source : str
+        Free labels; they take no part in identity.
+    """
+
+    text: str
+    options: tuple[str, ...]
+    ordinal: tuple[float, ...] | None = field(default=None, compare=False)
+    topic: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)
+
+    @property
+    def id(self) -> str:
+        """Stable 16-hex-digit identity of text and options (in their order)."""
+        return _digest(self.text, *self.options)[:16]
+
+
+@dataclass(frozen=True)
+class GroupPreferences:
+    """One group's answers.
+
+    Parameters
+    ----------
+    group : str
+        Name of the group.
+    answers : mapping of Question to ndarray, shape (options,)
+        The group's distribution over the options of each question; each sums to 1.
+    """
+
+    group: str
+    answers: Mapping[Question, FloatArray]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __post_init__(self) -> None:
+        ordered = dict(sorted(self.answers.items(), key=lambda item: item[0].id))
+        object.__setattr__(self, "answers", ordered)
+
+    def restrict(self, questions: Iterable[Question]) -> "GroupPreferences":
+        """Keep only the answers to these questions."""
+        keep = set(questions)
+        return GroupPreferences(self.group, {q: p for q, p in self.answers.items() if q in keep})
+
+
+@dataclass(frozen=True)
+class PreferenceDataset:
+    """All groups of one source, sorted by name.
+
+    Parameters
+    ----------
+    name : str
+        Source name or path.
+    groups : mapping of str to GroupPreferences
+    default_seen, default_unseen : tuple of str
+        The source's own split of groups; empty when it has none.
+    ceiling : mapping of str to float or None
+        Best alignment that any predictor can expect per group, where known (synthetic data).
+    skipped : mapping of str to int
+        Rows left out, by reason.
+    """
+
+    name: str
+    groups: Mapping[str, GroupPreferences]
+    default_seen: tuple[str, ...] = ()
+    default_unseen: tuple[str, ...] = ()
+    ceiling: Mapping[str, float] | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", dict(sorted(self.groups.items())))
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """Every question that any group answered, sorted by id."""
+        found = {q for group in self.groups.values() for q in group.answers}
+        return tuple(sorted(found, key=lambda q: q.id))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the whole content; independent of the order of files and rows."""
+        digest = hashlib.sha256()
+        for name, group in self.groups.items():
+            digest.update(_digest(name).encode())
+            for question, distribution in group.answers.items():
+                digest.update(question.id.encode())
+                digest.update(np.round(distribution, 9).astype("<f8").tobytes())
+        return digest.hexdigest()
+
+
+def question_split(
+    question: Question, seed: int, validation_fraction: float, test_fraction: float
+) -> QuestionSplit:
+    """Assign a question to train, validation or test: the same for every group and machine.
+
+    The hash is of the text alone, so that one prompt with two lists of options never lands
+    on both sides.
+    """
+    draw = int(_digest("split", str(seed), question.text)[:13], 16) / 16**13
+    if draw < test_fraction:
+        return "test"
+    return "validation" if draw < test_fraction + validation_fraction else "train"
+
+
+def split_groups(
+    dataset: PreferenceDataset,
+    seen: Sequence[str],
+    unseen: Sequence[str],
+    unseen_fraction: float,
+    seed: int,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (seen, unseen) groups, each sorted.
+
+    Explicit lists win; with only one list the other holds the rest; with none the source's
+    own split counts, and without that a seeded hash of the names takes `unseen_fraction`.
+
+    Raises
+    ------
+    ConfigError
+        For unknown names, names on both sides, or an empty side of seen groups.
+    """
+    for name in (*seen, *unseen):
+        if name not in dataset.groups:
+            raise ConfigError(
+                f"Unknown group '{name}' in {dataset.name}.{nearest(name, dataset.groups)} "
+                f"It holds {len(dataset.groups)} groups; list them with "
+                f"`pluralllm data check`."
+            )
+    if both := sorted(set(seen) & set(unseen)):
+        raise ConfigError(f"Groups are both seen and unseen: {'; '.join(both)}. Name each once.")
+    if not seen and not unseen:
+        seen, unseen = dataset.default_seen, dataset.default_unseen
+    if not seen and not unseen:
+        ranked = sorted(dataset.groups, key=lambda g: _digest("group", str(seed), g))
+        count = round(unseen_fraction * len(ranked))
+        seen, unseen = ranked[count:], ranked[:count]
+    seen = seen or [g for g in dataset.groups if g not in set(unseen)]
+    unseen = unseen or [g for g in dataset.groups if g not in set(seen)]
+    if not seen:
+        raise ConfigError("No seen group is left to train on; name fewer unseen groups.")
+    return tuple(sorted(set(seen))), tuple(sorted(set(unseen)))
