@@ -1,0 +1,142 @@
+"""Alignment and fairness: pure functions on arrays (definitions in docs/metrics.md).
+
+Ragged questions are flat: a vector of probabilities over all options plus `question`, the
+non-decreasing index of the question that each option belongs to.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pluralllm_fl.errors import PluralLLMError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+def alignment(
+    predicted: ArrayLike, true: ArrayLike, question: IntArray, *, base: float = np.e
+) -> FloatArray:
+    """Alignment score of every question: 1 - Jensen-Shannon distance.
+
+    Parameters
+    ----------
+    predicted, true : array_like, shape (options,)
+        Probabilities; within a question each is normalised to 1.
+    question : ndarray of int, shape (options,)
+        Index 0..Q-1 of each option's question, non-decreasing.
+    base : float
+        Base of the logarithm; e as in the PluralLLM and GPO code and in
+        `scipy.spatial.distance.jensenshannon`. With 2 the score spans 0..1.
+
+    Returns
+    -------
+    ndarray, shape (Q,)
+
+    Raises
+    ------
+    PluralLLMError
+        For a NaN, an infinite or negative value, or a question without mass: never a score.
+    """
+    p, q = (_normalise(np.asarray(x, dtype=np.float64), question) for x in (predicted, true))
+    middle = (p + q) / 2
+    divergence = np.bincount(question, weights=(_kl_terms(p, middle) + _kl_terms(q, middle)) / 2)
+    result: FloatArray = 1.0 - np.sqrt(np.maximum(divergence, 0.0) / np.log(base))
+    return result
+
+
+def ordinal_alignment(predicted: FloatArray, true: FloatArray, positions: FloatArray) -> float:
+    """1 - W1 / max W1 of one ordinal question (the measure of OpinionQA and GPO).
+
+    Parameters
+    ----------
+    predicted, true : ndarray, shape (options,)
+        Probabilities, each summing to 1.
+    positions : ndarray, shape (options,)
+        Place of every option on the scale; not all equal.
+    """
+    order = np.argsort(positions, kind="stable")
+    gaps = np.diff(positions[order])
+    distance = np.abs(np.cumsum((predicted - true)[order])[:-1]) @ gaps
+    return float(1.0 - distance / gaps.sum())
+
+
+def uniform_like(question: IntArray) -> FloatArray:
+    """Return the uniform distribution of every question, flat."""
+    return np.asarray(1.0 / np.bincount(question)[question], dtype=np.float64)
+
+
+def fairness(by_group: ArrayLike) -> dict[str, float]:
+    """Summarise how evenly groups are served.
+
+    Returns
+    -------
+    dict
+        ``cov`` = std/mean (population std), ``fairness_index_cov2`` = 1/(1+CoV^2)
+        (arXiv 2512.08786), ``fairness_index_cov`` = 1/(1+CoV) (arXiv 2604.04261), ``min``,
+        ``worst_decile`` (mean of the worst tenth, at least one group), ``gap`` = max - min.
+    """
+    scores = np.sort(np.asarray(by_group, dtype=np.float64))
+    cov = float(scores.std() / scores.mean())
+    return {
+        "cov": cov,
+        "fairness_index_cov2": 1 / (1 + cov**2),
+        "fairness_index_cov": 1 / (1 + cov),
+        "min": float(scores[0]),
+        "worst_decile": float(scores[: max(1, len(scores) // 10)].mean()),
+        "gap": float(scores[-1] - scores[0]),
+    }
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, seed: int, draws: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean; a single value is its own interval."""
+    sample = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(sample), size=(draws, len(sample)))
+    low, high = np.quantile(sample[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def group_block(
+    alignment: Mapping[str, float],
+    questions: Mapping[str, int],
+    uniform: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+) -> dict[str, Any]:
+    """Gather the per-group scores of one side into the block that artefacts hold.
+
+    ``alignment`` is the macro mean over groups, ``alignment_micro`` weights groups by their
+    number of questions, ``interval`` is a bootstrap over groups.
+    """
+    groups = sorted(alignment)
+    scores = np.array([alignment[g] for g in groups])
+    counts = np.array([questions[g] for g in groups])
+    return {
+        "alignment": float(scores.mean()),
+        "alignment_micro": float(scores @ counts / counts.sum()),
+        **fairness(scores),
+        "interval": list(bootstrap_interval(scores, seed=0)),
+        "uniform": float(np.mean([uniform[g] for g in groups])),
+        "by_group": {g: float(alignment[g]) for g in groups},
+        "intervals": {g: list(map(float, intervals[g])) for g in groups},
+        "questions": {g: int(questions[g]) for g in groups},
+    }
+
+
+def _normalise(values: FloatArray, question: IntArray) -> FloatArray:
+    mass = np.bincount(question, weights=values)
+    if not np.isfinite(values).all() or (values < 0).any() or not (mass > 0).all():
+        raise PluralLLMError(
+            "Cannot score a distribution with NaN, infinite or negative values or without mass."
+        )
+    return np.asarray(values / mass[question], dtype=np.float64)
+
+
+def _kl_terms(p: FloatArray, q: FloatArray) -> FloatArray:
+    positive = p > 0
+    terms = np.zeros_like(p)
+    terms[positive] = p[positive] * np.log(p[positive] / q[positive])
+    return terms

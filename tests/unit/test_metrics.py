@@ -1,0 +1,88 @@
+"""Metrics against scipy and hand-computed cases."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import wasserstein_distance
+
+from pluralllm_fl import metrics
+from pluralllm_fl.errors import PluralLLMError
+
+pytestmark = pytest.mark.fast
+
+ragged = st.lists(st.integers(2, 18), min_size=1, max_size=12)
+
+
+def draw_distributions(sizes: list[int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    question = np.repeat(np.arange(len(sizes)), sizes)
+    p, q = (np.concatenate([rng.dirichlet(np.full(n, 0.3)) for n in sizes]) for _ in range(2))
+    q[question == 0] = np.eye(sizes[0])[0]  # zeros must be handled
+    return p, q, question
+
+
+@given(ragged, st.integers(0, 2**31), st.sampled_from([np.e, 2.0]))
+@settings(max_examples=200, deadline=None)
+def test_alignment_equals_scipy_per_question(sizes: list[int], seed: int, base: float) -> None:
+    p, q, question = draw_distributions(sizes, seed)
+    expected = [
+        1 - jensenshannon(p[question == i], q[question == i], base=base) for i in range(len(sizes))
+    ]
+    np.testing.assert_allclose(metrics.alignment(p, q, question, base=base), expected, atol=1e-7)
+
+
+def test_alignment_of_opposites_and_equals() -> None:
+    question = np.array([0, 0, 1, 1])
+    scores = metrics.alignment([1, 0, 0.3, 0.7], [0, 1, 0.3, 0.7], question, base=2)
+    np.testing.assert_allclose(scores, [0.0, 1.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 0.5], [np.inf, 0.5], [-0.1, 1.1], [0.0, 0.0]])
+def test_alignment_never_scores_broken_input(bad: list[float]) -> None:
+    with pytest.raises(PluralLLMError, match="Cannot score"):
+        metrics.alignment(bad, [0.5, 0.5], np.array([0, 0]))
+
+
+@given(st.integers(2, 18), st.integers(0, 2**31))
+@settings(max_examples=100, deadline=None)
+def test_ordinal_alignment_equals_scipy_wasserstein(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p, q, positions = rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(n)), rng.normal(size=n)
+    expected = 1 - wasserstein_distance(positions, positions, p, q) / np.ptp(positions)
+    assert metrics.ordinal_alignment(p, q, positions) == pytest.approx(expected, abs=1e-9)
+
+
+def test_fairness_of_a_hand_computed_case() -> None:
+    result = metrics.fairness([0.6, 0.8, 1.0])
+    cov = np.sqrt(0.08 / 3) / 0.8
+    assert result["cov"] == pytest.approx(cov)
+    assert result["fairness_index_cov2"] == pytest.approx(1 / (1 + cov**2))
+    assert result["fairness_index_cov"] == pytest.approx(1 / (1 + cov))
+    assert (result["min"], result["worst_decile"]) == (0.6, 0.6)
+    assert result["gap"] == pytest.approx(0.4)
+
+
+def test_worst_decile_takes_a_tenth_of_the_groups() -> None:
+    assert metrics.fairness(np.arange(1, 31) / 30)["worst_decile"] == pytest.approx(2 / 30)
+
+
+def test_bootstrap_interval_covers_the_mean_at_its_level() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(300, 60))
+    intervals = [metrics.bootstrap_interval(s, seed=i) for i, s in enumerate(samples)]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    assert 0.90 <= covered <= 0.98
+    assert metrics.bootstrap_interval([0.7], seed=0) == (0.7, 0.7)
+
+
+def test_group_block_macro_and_micro() -> None:
+    block = metrics.group_block(
+        {"b": 0.9, "a": 0.7}, {"a": 30, "b": 10}, {"a": 0.6, "b": 0.5},
+        {"a": (0.6, 0.8), "b": (0.8, 1.0)},
+    )  # fmt: skip
+    assert block["alignment"] == pytest.approx(0.8)
+    assert block["alignment_micro"] == pytest.approx(0.75)
+    assert block["uniform"] == pytest.approx(0.55)
+    assert list(block["by_group"]) == ["a", "b"]
