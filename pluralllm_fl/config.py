@@ -41,6 +41,7 @@ class RunConfig:
     layers: int
     heads: int
     feed_forward: int
+    latent: int
     loss: Literal["cross-entropy", "jensen-shannon", "normal-nll"]
     local_steps: int
     learning_rate: float
@@ -124,7 +125,7 @@ class RunConfig:
     def _validate(self) -> None:
         at_least: dict[str, float] = {
             "synthetic_groups": 2, "synthetic_questions": 2, "synthetic_respondents": 1,
-            "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "local_steps": 1,
+            "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "latent": 1, "local_steps": 1,
             "weight_decay": 0, "gradient_clip": 0, "context_min": 0, "target_min": 1,
             "num_server_rounds": 1, "expected_nodes": 0, "min_nodes": 1, "join_timeout": 0,
             "round_timeout": 1, "round_retries": 0, "max_update_norm": 0, "evaluate_every": 1,
@@ -152,7 +153,7 @@ class RunConfig:
         for name in ("output_dir", "resume"):
             value = getattr(self, name)
             _require(not value or Path(value).is_absolute(), name, value,
-                     "an absolute path (the apps run in Flower's own working directory)")  # fmt: skip
+                     "an absolute path (Flower runs the apps in a folder of its own)")  # fmt: skip
         for tracker in split_names(self.trackers):
             _require(tracker in TRACKERS, "trackers", tracker, f"one of {', '.join(TRACKERS)}")
         _ = self.strategy_kwargs

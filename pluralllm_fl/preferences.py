@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -72,10 +72,14 @@ class GroupPreferences:
         ordered = dict(sorted(self.answers.items(), key=lambda item: item[0].id))
         object.__setattr__(self, "answers", ordered)
 
-    def restrict(self, questions: Iterable[Question]) -> "GroupPreferences":
-        """Keep only the answers to these questions."""
-        keep = set(questions)
-        return GroupPreferences(self.group, {q: p for q, p in self.answers.items() if q in keep})
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the group's name and answers."""
+        digest = hashlib.sha256(_digest(self.group).encode())
+        for question, distribution in self.answers.items():
+            digest.update(question.id.encode())
+            digest.update(np.round(distribution, 9).astype("<f8").tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,7 @@ class PreferenceDataset:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the whole content; independent of the order of files and rows."""
-        digest = hashlib.sha256()
-        for name, group in self.groups.items():
-            digest.update(_digest(name).encode())
-            for question, distribution in group.answers.items():
-                digest.update(question.id.encode())
-                digest.update(np.round(distribution, 9).astype("<f8").tobytes())
-        return digest.hexdigest()
+        return _digest(*(group.fingerprint for group in self.groups.values()))
 
 
 def question_split(

@@ -1,0 +1,193 @@
+"""Does the predictor use its context? Controls that need several groups' answers at one place.
+
+Written after a simulation, where all data is local; a deployment has no such file.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pluralllm_fl.episodes import GroupTable, IntArray
+from pluralllm_fl.evaluation import (
+    Targets,
+    context_and_targets,
+    evaluation_order,
+    predict_targets,
+    score_targets,
+)
+from pluralllm_fl.federation.artefacts import RunDirectory
+from pluralllm_fl.inference import require_same_embedding, run_config
+from pluralllm_fl.metrics import FloatArray, alignment
+from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.workspace import Workspace, open_workspace
+
+CONTEXT_SIZES = (0, 1, 2, 5, 10, 20, 50)
+OTHER_GROUPS = 5  # strangers whose answers each group is shown in the wrong-context control
+EXAMPLES_A_RANK = 2
+
+Measure = Callable[[str], float | None]
+
+
+def write_diagnostics(run: Path) -> dict[str, Any]:
+    """Compute context curve, controls, references and examples; write ``diagnostics.json``."""
+    config = run_config(run)
+    workspace = open_workspace(config)
+    predictor = PreferencePredictor.from_pretrained(run / "model")
+    require_same_embedding(predictor, workspace.embedding_fingerprint)
+    predictor.to(workspace.vectors.device)
+    result = diagnose(predictor, workspace)
+    RunDirectory(run).write_json("diagnostics.json", result)
+    return result
+
+
+def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, Any]:
+    """Return the content of ``diagnostics.json``."""
+    n = workspace.config.context_questions
+    points = [
+        _by_side(workspace, lambda g, k=size: _own(predictor, workspace, g, k))
+        for size in CONTEXT_SIZES
+    ]
+    own = _by_side(workspace, lambda g: _own(predictor, workspace, g, n))
+    none = _by_side(workspace, lambda g: _own(predictor, workspace, g, 0))
+    wrong = _by_side(workspace, lambda g: _wrong(predictor, workspace, g, n))
+    ceiling = workspace.dataset.ceiling
+    return {
+        "context_sizes": list(CONTEXT_SIZES),
+        "context_curve": {
+            "seen": [point["seen"] for point in points],
+            "unseen": [point["unseen"] for point in points] if workspace.unseen else None,
+        },
+        "context_gain": _difference(own, none),
+        "wrong_context": _difference(own, wrong),
+        "references": {
+            "uniform": _by_side(workspace, lambda g: _paper_measure(predictor, workspace, g)[1]),
+            "seen_mean": _by_side(workspace, lambda g: _seen_mean(workspace, g)),
+            "ceiling": _by_side(workspace, lambda g: float(ceiling[g])) if ceiling else None,
+        },
+        "examples": _examples(predictor, workspace),
+    }
+
+
+def _by_side(workspace: Workspace, measure: Measure) -> dict[str, float | None]:
+    """Average a measure over the seen and the unseen groups; None where no group has it."""
+    means: dict[str, float | None] = {}
+    for side, groups in (("seen", workspace.seen), ("unseen", workspace.unseen)):
+        values = [value for group in groups if (value := measure(group)) is not None]
+        means[side] = float(np.mean(values)) if values else None
+    return means
+
+
+def _difference(
+    first: dict[str, float | None], second: dict[str, float | None]
+) -> dict[str, float | None]:
+    return {
+        side: None if a is None or (b := second[side]) is None else a - b
+        for side, a in first.items()
+    }
+
+
+def _halves(workspace: Workspace, group: str) -> tuple[GroupTable, IntArray, IntArray]:
+    """Return a group's table, its pool of context questions and its fixed targets."""
+    table = workspace.table(group)
+    order = evaluation_order(table, workspace.config.seed)
+    return table, order[: len(order) // 2], order[len(order) // 2 :]
+
+
+def _own(predictor: PreferencePredictor, workspace: Workspace, group: str, size: int) -> float:
+    table, pool, targets = _halves(workspace, group)
+    return score_targets(predict_targets(predictor, table, pool[:size], targets)).alignment
+
+
+def _wrong(
+    predictor: PreferencePredictor, workspace: Workspace, group: str, size: int
+) -> float | None:
+    """Show the predictor other groups' answers, to questions outside the targets."""
+    table, _, targets = _halves(workspace, group)
+    asked = {table.questions[i] for i in targets}
+    batch = table.batch(targets)
+    true, question = table.batch(targets).distribution, batch.question.cpu().numpy()
+    assert true is not None
+    scores = []
+    for stranger in _others(workspace, group):
+        other = workspace.table(stranger)
+        order = evaluation_order(other, workspace.config.seed)
+        pool = np.array([i for i in order if other.questions[i] not in asked], dtype=np.int64)
+        predicted = predictor.predict(other.batch(pool[:size]), batch.without_answers())
+        scores.append(
+            alignment(predicted.double().cpu().numpy(), true.cpu().numpy(), question).mean()
+        )
+    return float(np.mean(scores)) if scores else None
+
+
+def _others(workspace: Workspace, group: str) -> Sequence[str]:
+    """Return the groups that follow on the same side, cyclically."""
+    side = workspace.seen if group in workspace.seen else workspace.unseen
+    at = side.index(group)
+    return (side[at + 1 :] + side[:at])[:OTHER_GROUPS]
+
+
+def _paper_measure(
+    predictor: PreferencePredictor, workspace: Workspace, group: str
+) -> tuple[float, float]:
+    score = score_targets(_paper_targets(predictor, workspace, group))
+    return score.alignment, score.uniform
+
+
+def _paper_targets(predictor: PreferencePredictor, workspace: Workspace, group: str) -> Targets:
+    table, config = workspace.table(group), workspace.config
+    context, targets = context_and_targets(table, "all", config.context_questions, config.seed)
+    return predict_targets(predictor, table, context, targets)
+
+
+def _seen_mean(workspace: Workspace, group: str) -> float:
+    """Score the mean answer of the (other) seen groups; uniform where none of them answered."""
+    others = [workspace.dataset.groups[g].answers for g in workspace.seen if g != group]
+    table, config = workspace.table(group), workspace.config
+    _, targets = context_and_targets(table, "all", config.context_questions, config.seed)
+    answers = workspace.dataset.groups[group].answers
+    predicted: list[FloatArray] = []
+    for index in targets:
+        question = table.questions[index]
+        held = [answer[question] for answer in others if question in answer]
+        uniform = np.full(len(question.options), 1 / len(question.options))
+        predicted.append(np.mean(held, axis=0) if held else uniform)
+    true = [answers[table.questions[i]] for i in targets]
+    question_index = np.repeat(np.arange(len(targets)), [len(p) for p in true])
+    scores = alignment(np.concatenate(predicted), np.concatenate(true), question_index)
+    return float(scores.mean())
+
+
+def _examples(predictor: PreferencePredictor, workspace: Workspace) -> list[dict[str, Any]]:
+    """Pick the best, median and worst questions over the unseen (or, without any, seen) groups."""
+    scored = []
+    for group in workspace.unseen or workspace.seen:
+        targets = _paper_targets(predictor, workspace, group)
+        scored += [(float(s), group, i, targets) for i, s in enumerate(targets.alignment)]
+    scored.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
+    middle = max(0, len(scored) // 2 - EXAMPLES_A_RANK // 2)
+    ranks = {
+        "best": scored[:EXAMPLES_A_RANK],
+        "median": scored[middle : middle + EXAMPLES_A_RANK],
+        "worst": scored[-EXAMPLES_A_RANK:],
+    }
+    return [
+        _example(workspace, rank, *entry) for rank, entries in ranks.items() for entry in entries
+    ]
+
+
+def _example(
+    workspace: Workspace, rank: str, score: float, group: str, place: int, targets: Targets
+) -> dict[str, Any]:
+    question = workspace.table(group).questions[targets.index[place]]
+    member = targets.question == place
+    return {
+        "rank": rank,
+        "group": group,
+        "question": question.text,
+        "options": list(question.options),
+        "true": targets.true[member].tolist(),
+        "predicted": targets.predicted[member].tolist(),
+        "alignment": score,
+    }

@@ -1,0 +1,202 @@
+"""One group's answers as tensors, ragged batches of questions, and episode sampling."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.preferences import GroupPreferences, Question, QuestionSplit, question_split
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class QuestionBatch:
+    """Q questions with N options in all, flat: no padding to the longest list of options.
+
+    Parameters
+    ----------
+    embedding : Tensor, shape (N, embedding dim)
+        One vector per (question, option).
+    question : Tensor of int, shape (N,)
+        Index 0..Q-1 of each option's question, non-decreasing.
+    position : Tensor of int, shape (N,)
+        Place of each option within its question.
+    size : Tensor of int, shape (Q,)
+        Number of options of each question.
+    distribution : Tensor, shape (N,), or None
+        The group's probabilities, where known.
+    """
+
+    embedding: Tensor
+    question: Tensor
+    position: Tensor
+    size: Tensor
+    distribution: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Which cells of the padded (Q, longest) layout hold an option."""
+        return torch.arange(self.longest, device=self.size.device) < self.size[:, None]
+
+    @cached_property
+    def longest(self) -> int:
+        """Largest number of options."""
+        return int(self.size.max()) if len(self) else 0
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """Lay out (N, …) as (Q, longest, …), zeros behind each question's last option."""
+        padded = flat.new_zeros(len(self), self.longest, *flat.shape[1:])
+        return padded.index_put((self.question, self.position), flat)
+
+    def flatten(self, padded: Tensor) -> Tensor:
+        """Invert `pad`."""
+        return padded[self.question, self.position]
+
+    @classmethod
+    def build(
+        cls, vectors: Tensor, first_row: IntArray, size: IntArray, distribution: Tensor | None
+    ) -> Self:
+        """Gather questions whose options lie in consecutive rows of `vectors`.
+
+        Parameters
+        ----------
+        vectors : Tensor, shape (rows, embedding dim)
+            The embedding table.
+        first_row, size : ndarray of int, shape (Q,)
+            First row and number of options of each question.
+        distribution : Tensor, shape (N,), or None
+        """
+        question = np.repeat(np.arange(len(size)), size)
+        position = np.arange(len(question)) - np.repeat(np.cumsum(size) - size, size)
+        rows = np.repeat(first_row, size) + position
+        device = vectors.device
+        return cls(
+            vectors[torch.from_numpy(rows).to(device)],
+            torch.from_numpy(question).to(device),
+            torch.from_numpy(position).to(device),
+            torch.from_numpy(size).to(device),
+            None if distribution is None else distribution.to(device),
+        )
+
+    def without_answers(self) -> Self:
+        """Return the same questions without the distributions."""
+        return replace(self, distribution=None)
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """One group's answers as index lists into an embedding table.
+
+    Parameters
+    ----------
+    group : str
+        Name of the group.
+    questions : tuple of Question, length Q
+        In the order of the group's answers (by question id).
+    first_row, size : ndarray of int, shape (Q,)
+        Rows of each question's options in `vectors`.
+    split : ndarray of str, shape (Q,)
+        ``train``, ``validation`` or ``test``.
+    distribution : ndarray of float32, shape (N,)
+        All answers, flat.
+    vectors : Tensor, shape (rows, embedding dim)
+        The embedding table; one tensor a process, shared by all groups.
+    """
+
+    group: str
+    questions: tuple[Question, ...]
+    first_row: IntArray
+    size: IntArray
+    split: NDArray[np.str_]
+    distribution: NDArray[np.float32]
+    vectors: Tensor
+
+    @classmethod
+    def build(
+        cls,
+        preferences: GroupPreferences,
+        vectors: Tensor,
+        first_row: Mapping[str, int],
+        *,
+        seed: int,
+        validation_fraction: float,
+        test_fraction: float,
+    ) -> Self:
+        """Index a group's answers into `vectors`, where `first_row` is keyed by question id."""
+        questions = tuple(preferences.answers)
+        splits = [question_split(q, seed, validation_fraction, test_fraction) for q in questions]
+        answers = list(preferences.answers.values())
+        return cls(
+            preferences.group,
+            questions,
+            np.array([first_row[q.id] for q in questions], dtype=np.int64),
+            np.array([len(q.options) for q in questions], dtype=np.int64),
+            np.array(splits, dtype=np.str_),
+            np.concatenate(answers).astype(np.float32) if answers else np.zeros(0, np.float32),
+            vectors,
+        )
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def members(self, *splits: QuestionSplit) -> IntArray:
+        """Return the indices of the questions in any of these splits."""
+        return np.flatnonzero(np.isin(self.split, splits))
+
+    def batch(self, questions: Sequence[int] | IntArray) -> QuestionBatch:
+        """Gather questions (with the group's answers) by index."""
+        index = np.asarray(questions, dtype=np.int64)
+        size = self.size[index]
+        starts = (np.cumsum(self.size) - self.size)[index]
+        offsets = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+        distribution = self.distribution[np.repeat(starts, size) + offsets]
+        return QuestionBatch.build(
+            self.vectors, self.first_row[index], size, torch.from_numpy(distribution)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSampler:
+    """Draw disjoint context and target questions of uniformly random sizes.
+
+    Parameters
+    ----------
+    context, target : tuple of (int, int)
+        Smallest and largest number of questions, both inclusive.
+    """
+
+    context: tuple[int, int]
+    target: tuple[int, int]
+
+    def sample(self, pool: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+        """Return (context, target) indices drawn without replacement from `pool`.
+
+        Groups too small for both give up context first, then targets, never the last target.
+
+        Raises
+        ------
+        ConfigError
+            When `pool` is empty.
+        """
+        if not len(pool):
+            raise ConfigError(
+                "A group has no training questions: lower test-fraction and validation-fraction "
+                "or give it more answers."
+            )
+        targets = min(int(rng.integers(self.target[0], self.target[1] + 1)), len(pool))
+        wanted = int(rng.integers(self.context[0], self.context[1] + 1))
+        # Small groups: half of what they have at most serves as targets when context is wanted.
+        if targets + wanted > len(pool):
+            targets = max(1, min(targets, len(pool) // 2)) if wanted else targets
+        shuffled = rng.permutation(pool)
+        return shuffled[targets : targets + wanted], shuffled[:targets]

@@ -1,0 +1,119 @@
+"""Predictor x group -> scores on the split grid, with bootstrap intervals."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from pluralllm_fl.episodes import GroupTable, IntArray
+from pluralllm_fl.metrics import FloatArray, alignment, bootstrap_interval, uniform_like
+from pluralllm_fl.predictor import PreferencePredictor
+
+EvaluationSplit = Literal["all", "train", "validation", "test"]
+EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = ("all", "train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitScore:
+    """A group's scores on one split of questions.
+
+    `alignment` and `uniform` are means over the target questions, `low` and `high` bound the
+    95% bootstrap interval of the alignment; all are 0 if there are no `questions`.
+    """
+
+    alignment: float
+    low: float
+    high: float
+    uniform: float
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Predicted and true distributions over target questions.
+
+    `predicted` and `true` are flat, shape (N,); `question` (N,) maps options to 0..Q-1 and
+    `index` (Q,) maps these to the group table.
+    """
+
+    index: IntArray
+    predicted: FloatArray
+    true: FloatArray
+    question: IntArray
+
+    @property
+    def alignment(self) -> FloatArray:
+        """Alignment score of every question, shape (Q,)."""
+        return alignment(self.predicted, self.true, self.question)
+
+
+def evaluation_order(table: GroupTable, seed: int) -> IntArray:
+    """Shuffle a group's questions; contexts are prefixes, so larger ones hold the smaller.
+
+    The order depends on seed, group and question only, not on what else the table holds.
+    """
+    keys = [
+        hashlib.sha256(f"{seed}\0{table.group}\0{q.id}".encode()).digest() for q in table.questions
+    ]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+
+
+def context_and_targets(
+    table: GroupTable, split: EvaluationSplit, context_questions: int, seed: int
+) -> tuple[IntArray, IntArray]:
+    """Choose context and target questions.
+
+    ``all`` is the paper's measure: random context questions, every other question a target. The
+    other splits take the context from the training questions and score the split's questions.
+    """
+    order = evaluation_order(table, seed)
+    if split == "all":
+        return order[:context_questions], order[context_questions:]
+    train = order[np.isin(order, table.members("train"))]
+    context = train[:context_questions]
+    if split == "train":
+        return context, train[context_questions:]
+    return context, order[np.isin(order, table.members(split))]
+
+
+@torch.no_grad()
+def predict_targets(
+    predictor: PreferencePredictor, table: GroupTable, context: IntArray, targets: IntArray
+) -> Targets:
+    """Predict all targets of a group in one pass, given its answers to the context questions."""
+    batch = table.batch(targets)
+    assert batch.distribution is not None
+    predicted = predictor.predict(table.batch(context), batch.without_answers())
+    return Targets(
+        targets,
+        predicted.double().cpu().numpy(),
+        batch.distribution.double().cpu().numpy(),
+        batch.question.cpu().numpy(),
+    )
+
+
+def score_targets(targets: Targets) -> SplitScore:
+    """Summarise per-question alignment into mean, interval and uniform reference."""
+    if not len(targets.index):
+        return SplitScore(0.0, 0.0, 0.0, 0.0, 0)
+    scores = targets.alignment
+    low, high = bootstrap_interval(scores, seed=0)
+    uniform = alignment(uniform_like(targets.question), targets.true, targets.question)
+    return SplitScore(float(scores.mean()), low, high, float(uniform.mean()), len(scores))
+
+
+def evaluate_group(
+    predictor: PreferencePredictor, table: GroupTable, *, context_questions: int, seed: int
+) -> dict[EvaluationSplit, SplitScore]:
+    """Score one group on every split of questions."""
+    predictor.eval()
+    return {
+        split: score_targets(
+            predict_targets(
+                predictor, table, *context_and_targets(table, split, context_questions, seed)
+            )
+        )
+        for split in EVALUATION_SPLITS
+    }

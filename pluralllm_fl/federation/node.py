@@ -1,0 +1,181 @@
+"""A node's side of every exchange: who it is, its local training and its scores."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+
+from pluralllm_fl.config import RunConfig, Value
+from pluralllm_fl.datasets import load_dataset
+from pluralllm_fl.errors import ConfigError, nearest
+from pluralllm_fl.evaluation import evaluate_group
+from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.preferences import Role
+from pluralllm_fl.training import train_group
+from pluralllm_fl.workspace import Workspace, open_workspace
+
+# Keys of --node-config that replace the run config's on this machine.
+LOCAL_KEYS = ("device", "threads", "embedding-cache", "embedding-model")
+
+
+@dataclass(frozen=True)
+class LocalNode:
+    """One group's data on this machine and the predictor to train and score on it."""
+
+    config: RunConfig
+    workspace: Workspace
+    group: str
+    role: Role
+    groups: int
+    supernodes: int
+
+    @classmethod
+    def from_context(cls, context: Context) -> "LocalNode":
+        """Find out which group this node holds.
+
+        In a simulation partition i is the i-th of the seen, then the unseen groups. In deployment
+        ``--node-config 'dataset-path="…" group="…"'`` names the node's own file; its role follows
+        from seen-groups and unseen-groups, or from ``role="evaluate"`` in the node config.
+
+        Raises
+        ------
+        ConfigError
+            When the node config does not say which group this is, or the data lacks it.
+        """
+        config = RunConfig.from_run_config(context.run_config)
+        torch.set_num_threads(config.threads)
+        if "partition-id" in context.node_config and "dataset-path" not in context.node_config:
+            return cls._simulated(config, context.node_config)
+        return cls._deployed(config, context.node_config)
+
+    @classmethod
+    def _simulated(cls, config: RunConfig, node_config: Mapping[str, Value]) -> "LocalNode":
+        workspace = open_workspace(config)
+        partition, supernodes = (
+            int(node_config[f"{k}"]) for k in ("partition-id", "num-partitions")
+        )
+        groups = workspace.groups
+        group = groups[min(partition, len(groups) - 1)]
+        return cls(config, workspace, group, workspace.role(group), len(groups), supernodes)
+
+    @classmethod
+    def _deployed(cls, config: RunConfig, node_config: Mapping[str, Value]) -> "LocalNode":
+        for key in ("dataset-path", "group"):
+            if not node_config.get(key):
+                raise ConfigError(
+                    f"This node's --node-config lacks {key}: start it with "
+                    """--node-config 'dataset-path="/path/to/answers.jsonl" group="My group"'."""
+                )
+        group, path = str(node_config["group"]), str(node_config["dataset-path"])
+        local = {key: node_config[key] for key in LOCAL_KEYS if key in node_config}
+        role = str(node_config.get("role", _listed_role(config, group)))
+        if role not in ("train", "evaluate"):
+            raise ConfigError(f"role = '{role}' in --node-config: must be train or evaluate.")
+        held = load_dataset(path, on_bad_row=config.on_bad_row).groups
+        if group not in held:
+            raise ConfigError(f"{path} has no group '{group}'.{nearest(group, held)}")
+        # The split of questions is a hash, so a node needs to know no other group.
+        own = RunConfig.from_run_config(
+            config.to_run_config()
+            | {"dataset": path, "seen-groups": group, "unseen-groups": ""}
+            | local
+        )
+        return cls(
+            own, open_workspace(own), group, "train" if role == "train" else "evaluate", 0, 0
+        )
+
+    def introduce(self) -> tuple[ConfigRecord, MetricRecord]:
+        """Answer the roster: group, role and counts; nothing of the answers themselves."""
+        table = self.workspace.table(self.group)
+        roster = ConfigRecord(
+            {
+                "group": self.group,
+                "role": self.role,
+                "dimension": int(self.workspace.vectors.shape[1]),
+                "embedding": self.workspace.embedding_fingerprint,
+                "groups": self.groups,
+                "supernodes": self.supernodes,
+                "fingerprint": self.workspace.dataset.groups[self.group].fingerprint,
+            }
+        )
+        counts = MetricRecord(
+            {
+                "questions": len(table),
+                "train-questions": len(table.members("train")),
+                "test-questions": len(table.members("test")),
+            }
+        )
+        return roster, counts
+
+    def train(
+        self, arrays: ArrayRecord, orders: Mapping[str, object]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Train the received predictor on this group's training questions."""
+        predictor = self._predictor(arrays)
+        server_round = int(_number(orders, "server-round"))
+        result = train_group(
+            predictor,
+            self.workspace.table(self.group),
+            self.config,
+            learning_rate=_number(orders, "learning-rate"),
+            local_steps=int(_number(orders, "local-steps")),
+            seed=_derive(int(_number(orders, "seed")), server_round, self.group),
+            proximal_mu=_number(orders, "proximal-mu", 0.0),
+        )
+        weight = float(result.questions) if self.config.client_weight == "answers" else 1.0
+        metrics = MetricRecord(
+            {
+                "num-examples": weight,
+                "train-loss": result.loss,
+                "questions": result.questions,
+                "seconds": result.seconds,
+            }
+        )
+        return _record(predictor), metrics
+
+    def evaluate(self, arrays: ArrayRecord, orders: Mapping[str, object]) -> MetricRecord:
+        """Score the received predictor on every split of this group's questions."""
+        scores = evaluate_group(
+            self._predictor(arrays),
+            self.workspace.table(self.group),
+            context_questions=int(_number(orders, "context-questions")),
+            seed=int(_number(orders, "seed")),
+        )
+        metrics: dict[str, int | float] = {"num-examples": float(scores["all"].questions)}
+        for split, score in scores.items():
+            metrics |= {
+                f"{split}-{name}": value for name, value in dataclasses.asdict(score).items()
+            }
+        return MetricRecord(dict(metrics))
+
+    def _predictor(self, arrays: ArrayRecord) -> PreferencePredictor:
+        config = PredictorConfig.from_run_config(self.config, self.workspace.vectors.shape[1])
+        predictor = PreferencePredictor(config)
+        predictor.load_state_dict(arrays.to_torch_state_dict())
+        return predictor.to(self.workspace.vectors.device)
+
+
+def _listed_role(config: RunConfig, group: str) -> Role:
+    if group in config.unseen or (config.seen and group not in config.seen):
+        return "evaluate"
+    return "train"
+
+
+def _record(predictor: PreferencePredictor) -> ArrayRecord:
+    return ArrayRecord({k: v.detach().cpu() for k, v in predictor.state_dict().items()})
+
+
+def _number(orders: Mapping[str, object], key: str, default: float | None = None) -> float:
+    value = orders.get(key, default)
+    if not isinstance(value, int | float):
+        raise ConfigError(f"The server's message lacks the number '{key}'.")
+    return float(value)
+
+
+def _derive(seed: int, server_round: int, group: str) -> int:
+    """Return the seed of one group's work in one round."""
+    text = f"{seed}\0{server_round}\0{group}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

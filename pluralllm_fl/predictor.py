@@ -1,0 +1,148 @@
+"""The preference predictor: a group's answers in, distributions over new questions out.
+
+Both architectures are exchangeable in the context questions, treat the options of a question
+as a set, and score every target of a group in one pass.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.episodes import QuestionBatch
+from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.networks import PluralisticNetwork, PublishedNetwork
+
+NETWORKS: dict[str, type[PluralisticNetwork] | type[PublishedNetwork]] = {
+    "pluralistic": PluralisticNetwork,
+    "published": PublishedNetwork,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictorConfig:
+    """Everything needed to rebuild a predictor and to embed text for it."""
+
+    architecture: Literal["pluralistic", "published"] = "pluralistic"
+    embedding_dim: int
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    feed_forward: int = 256
+    latent: int = 32
+    embedding_model: str = "auto"
+    embedding_pooling: Literal["mean", "last"] = "mean"
+    embedding_template: str = "{question}\n\nA. {option}"
+    embedding_fingerprint: str = ""
+
+    @classmethod
+    def from_run_config(
+        cls, config: RunConfig, embedding_dim: int, embedding_fingerprint: str = ""
+    ) -> Self:
+        """Take the predictor's part of a run config."""
+        shared = {f.name for f in fields(cls)} & {f.name for f in fields(config)}
+        return cls(
+            embedding_dim=embedding_dim,
+            embedding_fingerprint=embedding_fingerprint,
+            **{name: getattr(config, name) for name in shared},
+        )
+
+
+class Prediction(NamedTuple):
+    """Scores of target options, flat.
+
+    `log_probability` (N,) is normalised within each question; `log_std` (N,) is the published
+    head's uncertainty of the probability, None for the pluralistic architecture.
+    """
+
+    log_probability: Tensor
+    log_std: Tensor | None
+
+
+class PreferencePredictor(nn.Module):
+    """Predict how a group distributes its preference, given a few of its answers.
+
+    Parameters
+    ----------
+    config : PredictorConfig
+
+    Examples
+    --------
+    >>> context = predictor.encode_context(answered)      # once per group
+    >>> prediction = predictor.score(context, questions)  # any number of targets, one pass
+    """
+
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        self.config = config
+        network = NETWORKS[config.architecture]
+        self.network: PluralisticNetwork | PublishedNetwork = network(
+            embedding_dim=config.embedding_dim,
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            feed_forward=config.feed_forward,
+            latent=config.latent,
+        )
+
+    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+        """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""
+        return self.network.encode_context(context)
+
+    def score(self, context: tuple[Tensor, ...], targets: QuestionBatch) -> Prediction:
+        """Score the targets' options given an encoded context; answers in `targets` are unused."""
+        logits, log_std = self.network.score(context, targets)
+        padded = targets.pad(logits).masked_fill(~targets.mask, -torch.inf)
+        return Prediction(targets.flatten(padded.log_softmax(dim=1)), log_std)
+
+    def forward(self, context: QuestionBatch | None, targets: QuestionBatch) -> Prediction:
+        """Encode and score in one call."""
+        return self.score(self.encode_context(context), targets)
+
+    @torch.no_grad()
+    def predict(self, context: QuestionBatch | None, targets: QuestionBatch) -> Tensor:
+        """Return the distributions over the targets' options, flat, shape (N,)."""
+        return self.forward(context, targets).log_probability.exp()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self.config), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Self:
+        """Read what `save_pretrained` wrote; never executes code.
+
+        Raises
+        ------
+        ArtefactError
+            When a file is missing, damaged, or does not fit the configuration.
+        """
+        path = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (path / name).is_file():
+                raise ArtefactError(f"No model in {path}: {name} is missing.")
+        try:
+            values: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
+            predictor = cls(PredictorConfig(**values))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ArtefactError(
+                f"{path / 'config.json'} is not a predictor config: {error}."
+            ) from None
+        try:
+            predictor.load_state_dict(load_file(path / "model.safetensors"))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtefactError(
+                f"{path / 'model.safetensors'} is damaged or of another model: {reason}"
+            ) from None
+        return predictor.eval()

@@ -1,0 +1,146 @@
+"""What a node or a tool works on: data set, group split, embedding table, group tables."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.datasets import SyntheticSpec, load_dataset
+from pluralllm_fl.embedding import TextEmbedder
+from pluralllm_fl.episodes import GroupTable
+from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A data set with its split and embeddings.
+
+    Parameters
+    ----------
+    config : RunConfig
+    dataset : PreferenceDataset
+    seen, unseen : tuple of str
+        Groups that train, and groups that never do; each sorted.
+    vectors : Tensor, shape (rows, embedding dim)
+        On the device that the config asks for.
+    first_row : dict of str to int
+        Question id -> row of its first option.
+    embedding_fingerprint : str
+        Identity of the frozen language model and pooling.
+    """
+
+    config: RunConfig
+    dataset: PreferenceDataset
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    vectors: Tensor
+    first_row: dict[str, int]
+    embedding_fingerprint: str
+    _tables: dict[str, GroupTable] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Seen groups, then unseen: the order of a simulation's partitions."""
+        return self.seen + self.unseen
+
+    def role(self, group: str) -> Role:
+        """Return whether a group trains or is only evaluated."""
+        return "train" if group in self.seen else "evaluate"
+
+    def table(self, group: str) -> GroupTable:
+        """Return a group's answers as tensors, built once.
+
+        Raises
+        ------
+        ConfigError
+            When the group has too few questions for the context.
+        """
+        if group not in self._tables:
+            require_questions(self.dataset, (group,), self.config.context_questions)
+            self._tables[group] = GroupTable.build(
+                self.dataset.groups[group],
+                self.vectors,
+                self.first_row,
+                seed=self.config.seed,
+                validation_fraction=self.config.validation_fraction,
+                test_fraction=self.config.test_fraction,
+            )
+        return self._tables[group]
+
+
+def read_dataset(config: RunConfig) -> PreferenceDataset:
+    """Load the data set that a config names."""
+    spec = SyntheticSpec(
+        groups=config.synthetic_groups,
+        questions=config.synthetic_questions,
+        respondents=config.synthetic_respondents,
+        seed=config.seed,
+    )
+    return load_dataset(config.dataset, on_bad_row=config.on_bad_row, synthetic=spec)
+
+
+def text_embedder(config: RunConfig) -> TextEmbedder:
+    """Return the embedder that a config names."""
+    return TextEmbedder(
+        model=config.embedding_model,
+        pooling=config.embedding_pooling,
+        template=config.embedding_template,
+        cache_dir=Path(config.embedding_cache) if config.embedding_cache else None,
+        device=config.device,
+    )
+
+
+def require_questions(
+    dataset: PreferenceDataset, groups: tuple[str, ...], context_questions: int
+) -> None:
+    """Check that every group can be shown its context and still has a target.
+
+    Raises
+    ------
+    ConfigError
+        Naming the group and the numbers.
+    """
+    for group in groups:
+        if len(dataset.groups[group]) <= context_questions:
+            raise ConfigError(
+                f"Group '{group}' in {dataset.name} has {len(dataset.groups[group])} questions; "
+                f"context-questions = {context_questions} needs at least {context_questions + 1}. "
+                "Lower context-questions, leave the group out, or give it more answers."
+            )
+
+
+def torch_device(config: RunConfig) -> torch.device:
+    """Return the device that a config asks for.
+
+    Raises
+    ------
+    ConfigError
+        For ``cuda`` on a machine without one.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda', but no CUDA device is usable here; set it to 'auto'.")
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+@lru_cache(maxsize=2)
+def open_workspace(config: RunConfig, progress: Progress | None = None) -> Workspace:
+    """Load, split and embed; one copy a process and config."""
+    dataset = read_dataset(config)
+    seen, unseen = split_groups(
+        dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
+    )
+    require_questions(dataset, seen + unseen, config.context_questions)
+    embedder = text_embedder(config)
+    table = embedder.embed(dataset.questions, progress)
+    vectors = torch.from_numpy(table.vectors).to(torch_device(config))
+    return Workspace(
+        config, dataset, seen, unseen, vectors, dict(table.first_row), embedder.fingerprint
+    )
