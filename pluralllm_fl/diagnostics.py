@@ -4,6 +4,7 @@ Written after a simulation, where all data is local; a deployment has no such fi
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,12 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
     """Return the content of ``diagnostics.json``."""
     n = workspace.config.context_questions
     points = [
-        _by_side(workspace, lambda g, k=size: _own(predictor, workspace, g, k))
+        _by_side(workspace, partial(_own, predictor, workspace, size=size))
         for size in CONTEXT_SIZES
     ]
-    own = _by_side(workspace, lambda g: _own(predictor, workspace, g, n))
-    none = _by_side(workspace, lambda g: _own(predictor, workspace, g, 0))
-    wrong = _by_side(workspace, lambda g: _wrong(predictor, workspace, g, n))
+    own = _by_side(workspace, partial(_own, predictor, workspace, size=n))
+    none = _by_side(workspace, partial(_own, predictor, workspace, size=0))
+    wrong = _by_side(workspace, partial(_wrong, predictor, workspace, size=n))
     ceiling = workspace.dataset.ceiling
     return {
         "context_sizes": list(CONTEXT_SIZES),
@@ -62,8 +63,8 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
         "context_gain": _difference(own, none),
         "wrong_context": _difference(own, wrong),
         "references": {
-            "uniform": _by_side(workspace, lambda g: _paper_measure(predictor, workspace, g)[1]),
-            "seen_mean": _by_side(workspace, lambda g: _seen_mean(workspace, g)),
+            "uniform": _by_side(workspace, partial(_uniform, predictor, workspace)),
+            "seen_mean": _by_side(workspace, partial(_seen_mean, workspace)),
             "ceiling": _by_side(workspace, lambda g: float(ceiling[g])) if ceiling else None,
         },
         "examples": _examples(predictor, workspace),
@@ -128,11 +129,8 @@ def _others(workspace: Workspace, group: str) -> Sequence[str]:
     return (side[at + 1 :] + side[:at])[:OTHER_GROUPS]
 
 
-def _paper_measure(
-    predictor: PreferencePredictor, workspace: Workspace, group: str
-) -> tuple[float, float]:
-    score = score_targets(_paper_targets(predictor, workspace, group))
-    return score.alignment, score.uniform
+def _uniform(predictor: PreferencePredictor, workspace: Workspace, group: str) -> float:
+    return score_targets(_paper_targets(predictor, workspace, group)).uniform
 
 
 def _paper_targets(predictor: PreferencePredictor, workspace: Workspace, group: str) -> Targets:

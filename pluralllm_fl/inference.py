@@ -62,8 +62,10 @@ class Pluralist:
     embedder: TextEmbedder
 
     @classmethod
-    def load(cls, run: Path | str) -> Self:
+    def load(cls, run: Path | str, embedding_cache: Path | None = None) -> Self:
         """Load from a run directory (or its ``model`` folder).
+
+        `embedding_cache` is the folder of cached embeddings; None: the default one.
 
         Raises
         ------
@@ -78,6 +80,7 @@ class Pluralist:
             model=config.embedding_model,
             pooling=config.embedding_pooling,
             template=config.embedding_template,
+            cache_dir=embedding_cache,
         )
         require_same_embedding(predictor, embedder.fingerprint)
         return cls(predictor, embedder)
@@ -163,7 +166,8 @@ def predict_distribution(
     ConfigError
         When the file holds several groups and `group` names none of them.
     """
-    pluralist = Pluralist.load(run)
+    cache = run_config(run).embedding_cache
+    pluralist = Pluralist.load(run, Path(cache) if cache else None)
     answers: Answers = {}
     if context is not None:
         held = load_dataset(str(context)).groups

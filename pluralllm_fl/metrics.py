@@ -121,6 +121,7 @@ def group_block(
         "interval": list(bootstrap_interval(scores, seed=0)),
         "uniform": float(np.mean([uniform[g] for g in groups])),
         "by_group": {g: float(alignment[g]) for g in groups},
+        "uniform_by_group": {g: float(uniform[g]) for g in groups},
         "intervals": {g: list(map(float, intervals[g])) for g in groups},
         "questions": {g: int(questions[g]) for g in groups},
     }

@@ -12,7 +12,7 @@ class OptionSetBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, feed_forward: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_dim = heads, width // heads
         self.attention_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -26,7 +26,8 @@ class OptionSetBlock(nn.Module):
     def forward(self, x: Tensor, batch: QuestionBatch) -> Tensor:
         """Map (N, width) to (N, width); only the attention itself is padded."""
         qkv = batch.pad(self.query_key_value(self.attention_norm(x)))
-        q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (Q, H, O, d)
+        heads = qkv.view(*qkv.shape[:2], 3, self.heads, self.head_dim)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # (Q, heads, O, head_dim) each
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=batch.mask[:, None, None])
         x = x + self.attention_out(batch.flatten(mixed.transpose(1, 2).flatten(-2)))
         out: Tensor = x + self.feed_forward(x)
@@ -82,9 +83,9 @@ class PluralisticNetwork(nn.Module):
             logits = (f + u @ z).masked_fill(~context.mask, -torch.inf)
             p = logits.softmax(dim=1)
             gradient = evidence * torch.einsum("qok,qo->k", u, answer - p) - z
-            spread = (u - torch.einsum("qok,qo->qk", u, p)[:, None]) * p.sqrt()[..., None]
-            flat = spread.flatten(0, 1)
-            hessian = evidence * flat.T @ flat + torch.eye(len(z), device=z.device)
+            mean = torch.einsum("qok,qo->qk", u, p)
+            curvature = (u * p[..., None]).flatten(0, 1).T @ u.flatten(0, 1) - mean.T @ mean
+            hessian = evidence * curvature + torch.eye(len(z), device=z.device)
             z = z + torch.linalg.solve(hessian, gradient)
         return (z,)
 

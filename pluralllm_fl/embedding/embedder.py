@@ -1,0 +1,200 @@
+"""Questions in, one vector per option out."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm_fl.embedding.cache import VectorCache, default_cache_dir
+from pluralllm_fl.embedding.models import ModelFiles, find_model
+from pluralllm_fl.errors import EmbeddingError
+from pluralllm_fl.preferences import Question
+
+DEFAULT_TEMPLATE = "{question}\n\nA. {option}"
+_PLACEHOLDER = re.compile(r"\{question\}|\{option\}")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """Vectors of many questions.
+
+    Parameters
+    ----------
+    vectors : ndarray of float32, shape (rows, dimension)
+        One row per (question, option); the options of a question are consecutive rows.
+    first_row : mapping of str to int
+        Question id -> row of its first option.
+    """
+
+    vectors: NDArray[np.float32]
+    first_row: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    files: ModelFiles
+    fingerprint: str
+    dimension: int
+    max_tokens: int
+
+
+class TextEmbedder:
+    """Embeds (question, option) pairs with a frozen language model.
+
+    Every vector is kept on disk under a hash of model, pooling and text: a text is embedded once
+    a machine, by whichever process comes first, and the model is loaded only if a text is new.
+
+    Parameters
+    ----------
+    model : str, default "auto"
+        Folder of a transformers model, ``.gguf`` file, or hub id (the stored revision, if there is
+        one, else the newest). "auto" is all-MiniLM-L6-v2: packaged if installed
+        (``pluralllm-fl[offline]``), else from the hub.
+    pooling : "mean" or "last", default "mean"
+        Mean of the last hidden layer over all tokens, or its last token.
+    template : str
+        Text that the model reads; must hold ``{question}`` and ``{option}``.
+    cache_dir : Path or None
+        None: ``$PLURALLM_CACHE``, else ``~/.cache/pluralllm-fl``.
+    device : str, default "auto"
+        "auto" is CUDA if present, else CPU.
+
+    Raises
+    ------
+    EmbeddingError
+        At once for a wrong pooling or template; on first use if the model or cache cannot be had.
+
+    Notes
+    -----
+    A text longer than the model can read loses tokens on the side away from the option.
+    """
+
+    def __init__(
+        self,
+        model: str = "auto",
+        pooling: Literal["mean", "last"] = "mean",
+        template: str = DEFAULT_TEMPLATE,
+        cache_dir: str | Path | None = None,
+        device: str = "auto",
+    ) -> None:
+        if pooling not in ("mean", "last"):
+            raise EmbeddingError(f"embedding-pooling = {pooling!r}: must be 'mean' or 'last'.")
+        if set(_PLACEHOLDER.findall(template)) != {"{question}", "{option}"}:
+            raise EmbeddingError(
+                f"embedding-template = {template!r}: must hold {{question}} and {{option}}."
+            )
+        self.model = model
+        self.pooling: Literal["mean", "last"] = pooling
+        self.template = template
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.device = device
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides a text's vector: model files, pooling, truncation."""
+        return self._facts.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector; known without loading the model."""
+        return self._facts.dimension
+
+    def embed(
+        self, questions: Sequence[Question], progress: Progress | None = None
+    ) -> EmbeddingTable:
+        """Embed every option of every question; repeated questions get their rows once.
+
+        Parameters
+        ----------
+        questions : sequence of Question
+        progress : callable, optional
+            Called with (texts done, all texts), at least once, and after each batch.
+
+        Raises
+        ------
+        EmbeddingError
+            If the model or the cache cannot be used.
+        """
+        first_row: dict[str, int] = {}
+        texts: list[str] = []
+        for question in questions:
+            if question.id not in first_row:
+                first_row[question.id] = len(texts)
+                texts += [self.render(question.text, option) for option in question.options]
+        facts = self._facts
+        prefix = hashlib.sha256(facts.fingerprint.encode())
+        keys = []
+        for text in texts:
+            digest = prefix.copy()
+            digest.update(text.encode())
+            keys.append(digest.digest())
+        text_of = dict(zip(keys, texts, strict=True))
+        with VectorCache(self.cache_dir) as cache:
+            found = cache.read(list(text_of))
+            if len(found) < len(text_of):
+                with cache.exclusive(facts.fingerprint):
+                    # Another process may have embedded them while this one waited.
+                    found |= cache.read([key for key in text_of if key not in found])
+                    self._compute(text_of, found, cache, progress)
+            if any(len(vector) != 4 * facts.dimension for vector in found.values()):
+                raise cache.damaged("a vector of the wrong length")
+        if progress is not None:
+            progress(len(text_of), len(text_of))
+        rows = b"".join([found[key] for key in keys])
+        vectors = np.frombuffer(bytearray(rows), dtype="<f4").reshape(len(keys), facts.dimension)
+        return EmbeddingTable(vectors.astype(np.float32, copy=False), first_row)
+
+    def render(self, question: str, option: str) -> str:
+        """Fill the template; braces in the texts themselves mean nothing."""
+        values = {"{question}": question, "{option}": option}
+        return _PLACEHOLDER.sub(lambda match: values[match[0]], self.template)
+
+    def _compute(
+        self,
+        text_of: Mapping[bytes, str],
+        found: dict[bytes, bytes],
+        cache: VectorCache,
+        progress: Progress | None,
+    ) -> None:
+        """Add the vectors that `found` lacks, storing each batch as soon as it is there."""
+        # Sorted, so that the batches depend on nothing but the set of missing texts.
+        missing = sorted((text, key) for key, text in text_of.items() if key not in found)
+        if not missing:
+            return
+        from pluralllm_fl.embedding.encoder import Encoder  # loads torch and transformers
+
+        if progress is not None:
+            progress(len(found), len(text_of))
+        facts = self._facts
+        encoder = Encoder(facts.files, self.pooling, facts.max_tokens, self._cut, self.device)
+        for indices, vectors in encoder.encode([text for text, _ in missing]):
+            rows = vectors.astype("<f4", copy=False)
+            batch = [(missing[i][1], row.tobytes()) for i, row in zip(indices, rows, strict=True)]
+            cache.write(batch)
+            found.update(batch)
+            if progress is not None:
+                progress(len(found), len(text_of))
+
+    @property
+    def _cut(self) -> Literal["left", "right"]:
+        option_last = self.template.rfind("{option}") > self.template.find("{question}")
+        return "left" if option_last else "right"
+
+    @cached_property
+    def _facts(self) -> _Facts:
+        files = find_model(self.model)
+        with VectorCache(self.cache_dir) as cache:
+            content = files.content_hash(cache)
+            dimension, max_tokens = files.limits(cache)
+        parts = [content, self.pooling, max_tokens, self._cut]
+        fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return _Facts(files, fingerprint, dimension, max_tokens)

@@ -1,0 +1,185 @@
+"""Running a frozen language model over texts. Importing this module loads torch."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from pluralllm_fl.embedding.models import ModelFiles, require_gguf
+from pluralllm_fl.errors import EmbeddingError
+
+logger = logging.getLogger(__name__)
+
+_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
+_HALF_PRECISION_BYTES = 2**30
+
+
+class Encoder:
+    """A loaded language model.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        Which model.
+    pooling : "mean" or "last"
+        Mean over all tokens of the last hidden layer, or the vector of the last token.
+    max_tokens : int
+        Longer texts are cut.
+    cut : "left" or "right"
+        The side on which they lose tokens.
+    device : str
+        "auto" is CUDA if present, else CPU. On CPU all is float32; elsewhere weights above 1 GiB
+        run in half precision.
+
+    Raises
+    ------
+    EmbeddingError
+        If the model or device cannot be used.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        pooling: Literal["mean", "last"],
+        max_tokens: int,
+        cut: Literal["left", "right"],
+        device: str,
+    ) -> None:
+        self._name = files.name
+        self._pooling = pooling
+        self._max_tokens = max_tokens
+        self._device = _device(device)
+        self._tokenizer, model = _load(files)
+        self._tokenizer.truncation_side = cut
+        dtype = torch.float32
+        if self._device.type != "cpu" and files.weights_bytes > _HALF_PRECISION_BYTES:
+            bf16 = self._device.type != "cuda" or torch.cuda.is_bf16_supported()
+            dtype = torch.bfloat16 if bf16 else torch.float16
+        with _explained(self._name):
+            self._model = model.to(device=self._device, dtype=dtype).eval()
+
+    def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield (indices into `texts`, vectors of shape (indices, dimension)), batch by batch.
+
+        A batch holds texts of one token count, so there is no padding and nothing to mask. The
+        batches are a function of `texts` alone.
+        """
+        with _explained(self._name):
+            tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
+        ids: list[list[int]] = tokens["input_ids"]
+        self._check(ids, texts)
+        budget = _TOKENS_PER_BATCH.get(self._device.type, _TOKENS_PER_BATCH["cpu"])
+        # Longest first: if memory is too small, it shows at once.
+        order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
+        for length, group in groupby(order, key=lambda i: len(ids[i])):
+            members = list(group)
+            size = max(1, budget // length)
+            for start in range(0, len(members), size):
+                batch = members[start : start + size]
+                yield batch, self._vectors([ids[i] for i in batch])
+
+    def _vectors(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        with _explained(self._name), torch.inference_mode():
+            tokens = torch.tensor(ids, device=self._device)  # (texts, tokens)
+            output = self._model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+            hidden = output.last_hidden_state.float()  # (texts, tokens, dimension)
+            pooled = hidden.mean(dim=1) if self._pooling == "mean" else hidden[:, -1]
+            vectors: NDArray[np.float32] = pooled.cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise EmbeddingError(
+                f"The language model '{self._name}' computed values that are not finite. Its "
+                "weights may be damaged or need full precision: use device = 'cpu' or another "
+                "embedding-model."
+            )
+        return vectors
+
+    def _check(self, ids: list[list[int]], texts: Sequence[str]) -> None:
+        if empty := [text for text, tokens in zip(texts, ids, strict=True) if not tokens]:
+            raise EmbeddingError(
+                f"The tokenizer of '{self._name}' makes no token of the text {empty[0]!r}. "
+                "Mend the text or use another embedding-model."
+            )
+        if long := sum(len(tokens) >= self._max_tokens for tokens in ids):
+            logger.warning(
+                "%d of %d texts reach the %d tokens that '%s' can read; longer ones lose their %s.",
+                long, len(ids), self._max_tokens, self._name,
+                "beginning" if self._tokenizer.truncation_side == "left" else "end",
+            )  # fmt: skip
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn whatever torch and transformers raise into an EmbeddingError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EmbeddingError(
+            f"Not enough accelerator memory for the language model '{name}'. Use "
+            "device = 'cpu' or a smaller embedding-model."
+        ) from error
+    except Exception as error:  # other people's code: it raises whatever comes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EmbeddingError(
+            f"The language model '{name}' cannot be used ({reason}). Check its files, or set "
+            "embedding-model to a text model that transformers' AutoModel can load."
+        ) from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EmbeddingError(
+            f"device = '{name}' is not usable here ({str(error).splitlines()[0]}). "
+            "Use 'auto' or 'cpu'."
+        ) from error
+    return device
+
+
+def _load(files: ModelFiles) -> tuple[Any, torch.nn.Module]:
+    options: dict[str, Any] = {"local_files_only": True}
+    if files.gguf:
+        require_gguf(files.name)
+        options["gguf_file"] = files.weights[0]
+    with _explained(files.name), _quiet(files.gguf):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, **options)
+        model, report = transformers.AutoModel.from_pretrained(
+            files.folder, output_loading_info=True, **options
+        )
+    # A pooler sits behind the last hidden layer, which is all that is read here.
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise EmbeddingError(
+            f"The weights of '{files.name}' lack {len(missing)} tensors (first: {missing[0]}), "
+            "which would be random. Download the model again or use another embedding-model."
+        )
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    return tokenizer, model
+
+
+@contextmanager
+def _quiet(no_stderr: bool) -> Iterator[None]:
+    """Keep transformers' progress bars and load reports off the user's terminal."""
+    log: Any = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        # The GGUF reader's bar heeds no setting.
+        with redirect_stderr(StringIO()) if no_stderr else nullcontext():
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

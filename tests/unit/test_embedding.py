@@ -1,0 +1,508 @@
+"""The embedder against naive loops, and its cache under reuse, parallel use and damage."""
+
+import hashlib
+import importlib.util
+import logging
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pluralllm_fl.embedding import EmbeddingTable, TextEmbedder
+from pluralllm_fl.embedding.models import PACKAGED
+from pluralllm_fl.errors import EmbeddingError
+from pluralllm_fl.preferences import Question
+
+pytestmark = pytest.mark.fast
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", "A", ".", "yes", "no", "maybe", "never", "{", "}"]
+MAX_TOKENS = 24
+QUESTIONS = [
+    Question("a b c", ("yes", "no")),
+    Question("d", ("yes", "no", "maybe")),
+    Question("e f g h i j k", ("never", "maybe a b c d e")),
+    Question("a b c", ("yes", "never")),
+]
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec(PACKAGED) is None, reason="the extra 'offline' is not installed"
+)
+
+
+def build_model(folder: Path, kind: str) -> Path:
+    """Save a tiny random language model with a word-level tokenizer."""
+    import tokenizers
+    import torch
+
+    transformers: Any = importlib.import_module("transformers")
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<pad>", *WORDS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        model_max_length=MAX_TOKENS,
+    ).save_pretrained(folder)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    t5_size = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2}
+    model, config = {
+        "causal": (transformers.LlamaForCausalLM, transformers.LlamaConfig),
+        "encoder": (transformers.BertModel, transformers.BertConfig),
+        "encoder-decoder": (transformers.T5Model, transformers.T5Config),
+    }[kind]
+    chosen = t5_size if kind == "encoder-decoder" else size | {"num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model(config(vocab_size=len(vocabulary), **chosen)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("causal"), "causal")
+
+
+def text(question: str, option: str) -> str:
+    return question + "\n\nA. " + option
+
+
+def rows(table: EmbeddingTable, question: Question) -> NDArray[np.float32]:
+    first = table.first_row[question.id]
+    return table.vectors[first : first + len(question.options)]
+
+
+def naive(folder: Path, texts: list[str], pooling: str, **options: Any) -> NDArray[np.float64]:
+    """One text at a time, no padding, no truncation, pooled in numpy."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    model = transformers.AutoModel.from_pretrained(folder, **options).eval()
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    vectors = []
+    for item in texts:
+        with torch.no_grad():
+            hidden = model(torch.tensor([tokenizer(item)["input_ids"]])).last_hidden_state
+        tokens = hidden[0].numpy().astype(np.float64)
+        vectors.append(tokens.mean(axis=0) if pooling == "mean" else tokens[-1])
+    return np.array(vectors)
+
+
+def stored(cache_dir: Path) -> int:
+    with sqlite3.connect(cache_dir / "embeddings-v1.sqlite") as connection:
+        return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("kind", ["causal", "encoder", "encoder-decoder"])
+def test_equals_naive_loop(tmp_path: Path, kind: str, pooling: Any) -> None:
+    model = build_model(tmp_path / "model", kind)
+    embedder = TextEmbedder(str(model), pooling, cache_dir=tmp_path / "cache")
+    table = embedder.embed(QUESTIONS)
+    expected = naive(model, [text(q.text, o) for q in QUESTIONS for o in q.options], pooling)
+    assert table.vectors.dtype == np.float32
+    assert embedder.dimension == 16
+    np.testing.assert_allclose(table.vectors, expected, atol=1e-5)
+    assert [table.first_row[q.id] for q in QUESTIONS] == [0, 2, 5, 7]
+
+
+def test_order_repetition_and_subsets_do_not_matter(causal: Path, tmp_path: Path) -> None:
+    one = TextEmbedder(str(causal), cache_dir=tmp_path / "one").embed(QUESTIONS)
+    other = TextEmbedder(str(causal), cache_dir=tmp_path / "other").embed(QUESTIONS[::-1] * 2)
+    part = TextEmbedder(str(causal), cache_dir=tmp_path / "part").embed(QUESTIONS[:1])
+    assert other.vectors.shape == one.vectors.shape
+    for question in QUESTIONS:
+        np.testing.assert_array_equal(rows(one, question), rows(other, question))
+    np.testing.assert_allclose(rows(part, QUESTIONS[0]), rows(one, QUESTIONS[0]), atol=1e-5)
+    assert stored(tmp_path / "one") == 8  # "a b c" with "yes" is one text of two questions
+
+
+def test_no_question_gives_an_empty_table(causal: Path, tmp_path: Path) -> None:
+    table = TextEmbedder(str(causal), cache_dir=tmp_path).embed([])
+    assert table.vectors.shape == (0, 16)
+
+
+def test_cached_texts_need_no_language_model(causal: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    first = TextEmbedder(str(causal), cache_dir=tmp_path)
+    table = first.embed(QUESTIONS, lambda done, total: calls.append((done, total)))
+    assert calls[0] == (0, 8)
+    assert calls[-1] == (8, 8)
+    assert calls == sorted(calls)
+    script = (
+        "import sys\n"
+        "from pluralllm_fl.embedding import TextEmbedder\n"
+        "from pluralllm_fl.preferences import Question\n"
+        "embedder = TextEmbedder(sys.argv[1], cache_dir=sys.argv[2])\n"
+        "table = embedder.embed([Question('a b c', ('yes', 'no'))])\n"
+        "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
+        "print(embedder.fingerprint, embedder.dimension, table.vectors.tobytes().hex())"
+    )
+    answer = run(script, str(causal), str(tmp_path))
+    expected = rows(table, QUESTIONS[0]).tobytes().hex()
+    assert answer.stdout.split() == [first.fingerprint, "16", expected]
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    answer = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in answer.stderr, answer.stderr
+    return answer
+
+
+def embed_in_process(model: str, cache_dir: str) -> tuple[list[tuple[int, int]], bytes]:
+    calls: list[tuple[int, int]] = []
+    table = TextEmbedder(model, cache_dir=cache_dir).embed(
+        QUESTIONS, lambda done, total: calls.append((done, total))
+    )
+    return calls, table.vectors.tobytes()
+
+
+def test_parallel_processes_embed_once(causal: Path, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(embed_in_process, str(causal), str(tmp_path)) for _ in range(3)]
+        results = [job.result(timeout=120) for job in jobs]
+    computed = [calls for calls, _ in results if calls != [(8, 8)]]
+    assert len(computed) == 1
+    assert len({vectors for _, vectors in results}) == 1
+    assert stored(tmp_path) == 8
+
+
+def test_interrupted_embedding_goes_on(causal: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if 0 < done < total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TextEmbedder(str(causal), cache_dir=tmp_path).embed(QUESTIONS, interrupt)
+    kept = stored(tmp_path)
+    assert 0 < kept < 8
+    calls: list[int] = []
+    TextEmbedder(str(causal), cache_dir=tmp_path).embed(QUESTIONS, lambda d, _: calls.append(d))
+    assert calls[0] == kept
+    assert calls[-1] == 8
+
+
+def test_fingerprint_follows_content_and_settings(causal: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(causal, copy)
+    changed = build_model(tmp_path / "encoder", "encoder")
+
+    def fingerprint(
+        model: Path, pooling: Any = "mean", template: str = "{question} {option}"
+    ) -> str:
+        return TextEmbedder(str(model), pooling, template, tmp_path / "cache").fingerprint
+
+    assert fingerprint(copy) == fingerprint(causal)
+    assert fingerprint(changed) != fingerprint(causal)
+    assert fingerprint(causal, "last") != fingerprint(causal)
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert fingerprint(copy) != fingerprint(causal)
+
+
+def test_braces_are_plain_text(causal: Path, tmp_path: Path) -> None:
+    embedder = TextEmbedder(str(causal), template="{option} {{a}} {question}", cache_dir=tmp_path)
+    assert embedder.render("{option} {0} {", "{question} }") == "{question} } {{a}} {option} {0} {"
+    embedder.embed([Question("{option} {x!r}", ("{question}", "{", "}"))])
+
+
+@pytest.mark.parametrize(
+    ("template", "question_first"),
+    [("{question} {option}", True), ("{option} {question}", False)],
+)
+def test_long_questions_keep_their_options_apart(
+    causal: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    template: str,
+    question_first: bool,
+) -> None:
+    words = list("abcdefghijklm") * 10
+    embedder = TextEmbedder(str(causal), "mean", template, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        vectors = embedder.embed([Question(" ".join(words), ("yes", "no"))]).vectors
+    left = words[1 - MAX_TOKENS :]
+    kept = [*left, "yes"] if question_first else ["yes", *words[: MAX_TOKENS - 1]]
+    np.testing.assert_allclose(vectors[:1], naive(causal, [" ".join(kept)], "mean"), atol=1e-5)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+    assert "2 of 2 texts" in caplog.text
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(EmbeddingError, match="embedding-pooling"):
+        TextEmbedder(pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(EmbeddingError, match="embedding-template"):
+        TextEmbedder(template="{question} {}")
+
+
+def test_unusable_device(causal: Path, tmp_path: Path) -> None:
+    with pytest.raises(EmbeddingError, match="device = 'warp'"):
+        TextEmbedder(str(causal), cache_dir=tmp_path, device="warp").embed(QUESTIONS)
+
+
+def test_text_without_tokens(tmp_path: Path) -> None:
+    model = build_model(tmp_path / "model", "causal")
+    embedder = TextEmbedder(str(model), template="{question}{option}", cache_dir=tmp_path / "cache")
+    with pytest.raises(EmbeddingError, match="no token"):
+        embedder.embed([Question(" ", (" ", "\n"))])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "wrong length"])
+def test_damaged_cache_names_the_file_to_delete(causal: Path, tmp_path: Path, damage: str) -> None:
+    TextEmbedder(str(causal), cache_dir=tmp_path).embed(QUESTIONS)
+    path = tmp_path / "embeddings-v1.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if damage == "wrong length":
+            connection.execute("UPDATE vectors SET vector = x'00'")
+    connection.close()
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "overwritten":
+        path.write_bytes(b"not a database " * 1000)
+    with pytest.raises(EmbeddingError, match=r"damaged.*Delete .*embeddings-v1\.sqlite"):
+        TextEmbedder(str(causal), cache_dir=tmp_path).embed(QUESTIONS)
+
+
+def test_cache_folder_that_cannot_be(causal: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbeddingError, match="embedding-cache"):
+        TextEmbedder(str(causal), cache_dir=tmp_path / "file" / "cache").embed(QUESTIONS)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
+def test_read_only_cache(causal: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(EmbeddingError, match="embedding-cache"):
+        TextEmbedder(str(causal), cache_dir=tmp_path / "cache").embed(QUESTIONS)
+
+
+def test_full_disk(causal: Path, tmp_path: Path) -> None:
+    pytest.importorskip("resource", reason="no file size limits on this platform")
+    script = (
+        "import resource, sys\n"
+        "from pluralllm_fl.embedding import TextEmbedder\n"
+        "from pluralllm_fl.errors import EmbeddingError\n"
+        "from pluralllm_fl.preferences import Question\n"
+        "embedder = TextEmbedder(sys.argv[1], cache_dir=sys.argv[2])\n"
+        "embedder.dimension\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "questions = [Question('a ' * n, ('yes', 'no')) for n in range(1, 20)]\n"
+        "try:\n    embedder.embed(questions)\n"
+        "except EmbeddingError as error:\n    print(error)"
+    )
+    assert "embedding-cache" in run(script, str(causal), str(tmp_path)).stdout
+    table = TextEmbedder(str(causal), cache_dir=tmp_path).embed(QUESTIONS)
+    assert table.vectors.shape == (9, 16)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./nowhere", "no such file or folder"),
+        ("nowhere.gguf", "no such file or folder"),
+        ("{tmp}", "no config.json"),
+        ("{tmp}/notes.txt", "not a .gguf"),
+        ("{tmp}/broken.gguf", "not a GGUF"),
+    ],
+)
+def test_models_that_are_none(tmp_path: Path, model: str, message: str) -> None:
+    for name in ("notes.txt", "broken.gguf"):
+        (tmp_path / name).write_text("hello")
+    if "GGUF" in message:
+        pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
+    with pytest.raises(EmbeddingError, match=message):
+        TextEmbedder(model.format(tmp=tmp_path), cache_dir=tmp_path / "cache").embed(QUESTIONS)
+
+
+def test_damaged_models(causal: Path, tmp_path: Path) -> None:
+    def refused(name: str, change: Callable[[Path], object]) -> str:
+        folder = tmp_path / name
+        shutil.copytree(causal, folder)
+        change(folder)
+        with pytest.raises(EmbeddingError) as caught:
+            TextEmbedder(str(folder), cache_dir=tmp_path / "cache").embed(QUESTIONS)
+        return str(caught.value)
+
+    def drop_tensor(folder: Path) -> None:
+        from safetensors.numpy import load_file, save_file
+
+        tensors = load_file(folder / "model.safetensors")
+        tensors.pop("model.norm.weight")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    assert "holds no weights" in refused("none", lambda f: (f / "model.safetensors").unlink())
+    assert "cannot be used" in refused(
+        "cut", lambda f: (f / "model.safetensors").write_bytes(b"\x10")
+    )
+    assert "config.json" in refused("config", lambda f: (f / "config.json").write_text("{"))
+    assert "would be random" in refused("tensor", drop_tensor)
+
+
+OFFLINE = (
+    "import sys\n"
+    "from pluralllm_fl.embedding import TextEmbedder, models\n"
+    "from pluralllm_fl.errors import EmbeddingError\n"
+    "models.PACKAGED = 'package_that_is_absent'\n"
+    "try:\n    print(TextEmbedder(sys.argv[1], cache_dir=sys.argv[2]).fingerprint)\n"
+    "except EmbeddingError as error:\n    print(error)"
+)
+
+
+def test_missing_model_names_the_remedies(tmp_path: Path) -> None:
+    hub = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    answer = run(OFFLINE, "auto", str(tmp_path), **hub).stdout
+    for part in ("all-MiniLM-L6-v2", "pluralllm-fl[offline]", "embedding-model", "hub once"):
+        assert part in answer
+    other = run(OFFLINE, "some/model", str(tmp_path), **hub).stdout
+    assert "'some/model' is not on this machine" in other
+    assert "[offline]" not in other
+
+
+def test_hub_model_is_read_from_the_local_hub_cache(causal: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(causal, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    hub = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    answer = run(OFFLINE, "some/model", str(tmp_path), **hub).stdout.strip()
+    assert answer == TextEmbedder(str(causal), cache_dir=tmp_path).fingerprint
+
+
+@needs_minilm
+def test_default_model_equals_sentence_transformers_convention(tmp_path: Path) -> None:
+    questions = [
+        Question("Should taxes on the rich rise?", ("Wealthy people should pay more tax", "Yes")),
+        Question("هل الديمقراطية مهمة؟ 民主主義は重要ですか 🗳️", ("نعم", "いいえ")),
+        Question("Is {this} fine?", ("{0}", "%s")),
+    ]
+    embedder = TextEmbedder(cache_dir=tmp_path)
+    table = embedder.embed(questions)
+    texts = [text(q.text, o) for q in questions for o in q.options]
+    folder = Path(str(importlib.util.find_spec(PACKAGED).origin)).parent / "model"  # type: ignore[union-attr]
+    np.testing.assert_allclose(table.vectors, naive(folder, texts, "mean"), atol=1e-5)
+    assert embedder.dimension == 384
+
+
+@needs_minilm
+def test_default_model_understands(tmp_path: Path) -> None:
+    same, other = (
+        Question("Do you trust the government?", ("Yes", "No")),
+        Question("How often do you eat fish?", ("Yes", "No")),
+    )
+    again = Question("Do you have confidence in the government?", ("Yes", "No"))
+    table = TextEmbedder(cache_dir=tmp_path).embed([same, other, again])
+
+    def cosine(one: Question, two: Question) -> float:
+        a, b = rows(table, one)[0], rows(table, two)[0]
+        return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+    assert cosine(same, again) > 0.7 > 0.5 > cosine(same, other)
+
+
+@needs_minilm
+def test_default_model_takes_long_and_odd_texts(tmp_path: Path) -> None:
+    long = "Понимаете ли вы этот вопрос? " * 180  # over 5,000 characters
+    odd = Question("\u202eعكس\u202c \x00 \ufeff", ("\U0001f600" * 50, "é", "e\u0301"))
+    vectors = TextEmbedder(cache_dir=tmp_path).embed([Question(long, ("Да", "Нет")), odd]).vectors
+    assert np.isfinite(vectors).all()
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+
+
+@needs_minilm
+def test_default_model_with_other_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "tampered_minilm"
+    shutil.copytree(Path(str(importlib.util.find_spec(PACKAGED).origin)).parent, package)  # type: ignore[union-attr]
+    weights = package / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("pluralllm_fl.embedding.models.PACKAGED", "tampered_minilm")
+    with pytest.raises(EmbeddingError, match=hashlib.sha256(content).hexdigest()):
+        TextEmbedder(cache_dir=tmp_path / "cache").embed(QUESTIONS)
+
+
+def build_gguf(path: Path) -> Path:
+    """Write a tiny random Llama with a byte-level tokenizer."""
+    gguf = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = ["<unk>", "<s>", "</s>", *sorted(ByteLevel.alphabet()), "Ġy", "es"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
+    writer.add_token_merges(["Ġ y", "e s"])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    shapes = {"token_embd": (len(tokens), 32), "output": (len(tokens), 32), "output_norm": (32,)}
+    shapes |= {f"blk.0.attn_{part}": (32, 32) for part in ("q", "k", "v", "output")}
+    shapes |= {"blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64)}
+    shapes |= {"blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        values = rng.normal(0.0, 0.3, shape).astype(np.float32)
+        quantised = name.endswith(("gate", "up"))
+        kind = gguf.GGMLQuantizationType.Q8_0 if quantised else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(f"{name}.weight", gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_gguf(tmp_path: Path, pooling: Any) -> None:
+    pytest.importorskip("accelerate", reason="the extra 'gguf' is not installed")
+    path = build_gguf(tmp_path / "tiny.gguf")
+    question = Question("Trust the government?", ("yes", "no"))
+    embedder = TextEmbedder(str(path), pooling, cache_dir=tmp_path)
+    table = embedder.embed([question])
+    texts = [text(question.text, option) for option in question.options]
+    expected = naive(tmp_path, texts, pooling, gguf_file=path.name)
+    assert embedder.dimension == 32
+    np.testing.assert_allclose(table.vectors, expected, atol=1e-5)
+    assert np.abs(table.vectors[0] - table.vectors[1]).max() > 1e-3
+
+
+def test_gguf_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name)
+    )
+    with pytest.raises(EmbeddingError, match=r"pluralllm-fl\[gguf\]"):
+        TextEmbedder(str(tmp_path / "model.gguf"), cache_dir=tmp_path).embed(QUESTIONS)

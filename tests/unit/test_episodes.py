@@ -1,0 +1,86 @@
+"""Ragged batches and episode sampling against naive loops."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluralllm_fl.episodes import EpisodeSampler
+from pluralllm_fl.errors import ConfigError
+from tests.tiny import tiny_table
+
+pytestmark = pytest.mark.fast
+
+
+@given(st.lists(st.integers(0, 59), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_batch_gathers_what_a_loop_gathers(index: list[int]) -> None:
+    table = tiny_table()
+    batch = table.batch(index)
+    starts = np.concatenate([[0], np.cumsum(table.size)])
+    assert batch.distribution is not None
+    flat = 0
+    for place, i in enumerate(index):
+        size = int(table.size[i])
+        piece = slice(flat, flat + size)
+        np.testing.assert_array_equal(
+            batch.distribution[piece], table.distribution[starts[i] : starts[i + 1]]
+        )
+        rows = range(int(table.first_row[i]), int(table.first_row[i]) + size)
+        assert torch.equal(batch.embedding[piece], table.vectors[list(rows)])
+        assert batch.question[piece].tolist() == [place] * size
+        assert batch.position[piece].tolist() == list(range(size))
+        flat += size
+    assert flat == len(batch.question)
+
+
+def test_pad_and_flatten_are_inverse() -> None:
+    batch = tiny_table().batch([3, 7, 1])
+    flat = torch.randn(len(batch.question), 5)
+    padded = batch.pad(flat)
+    assert padded.shape == (3, batch.longest, 5)
+    assert torch.equal(batch.flatten(padded), flat)
+    assert (padded[~batch.mask] == 0).all()
+
+
+def test_empty_batch() -> None:
+    batch = tiny_table().batch([])
+    assert (len(batch), batch.longest, batch.embedding.shape[0]) == (0, 0, 0)
+
+
+@given(
+    st.integers(1, 80), st.integers(0, 60), st.integers(0, 60), st.integers(1, 60),
+    st.integers(0, 60), st.integers(0, 2**31),
+)  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_episodes_are_disjoint_and_within_bounds(
+    pool: int, c_low: int, c_more: int, t_low: int, t_more: int, seed: int
+) -> None:
+    sampler = EpisodeSampler((c_low, c_low + c_more), (t_low, t_low + t_more))
+    members = np.arange(pool) * 3
+    context, targets = sampler.sample(members, np.random.default_rng(seed))
+    drawn = np.concatenate([context, targets])
+    assert len(set(drawn)) == len(drawn)
+    assert set(drawn) <= set(members)
+    assert 1 <= len(targets) <= t_low + t_more
+    assert len(context) <= c_low + c_more
+    if pool >= c_low + c_more + t_low + t_more:
+        assert c_low <= len(context)
+        assert t_low <= len(targets)
+
+
+def test_sizes_are_uniform() -> None:
+    sampler, rng = EpisodeSampler((0, 3), (5, 8)), np.random.default_rng(0)
+    draws = [sampler.sample(np.arange(100), rng) for _ in range(4000)]
+    for counts in (
+        np.bincount([len(c) for c, _ in draws]),
+        np.bincount([len(t) for _, t in draws])[5:],
+    ):
+        assert len(counts) == 4
+        np.testing.assert_allclose(counts / 4000, 0.25, atol=0.03)
+
+
+def test_a_group_without_training_questions_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no training questions"):
+        EpisodeSampler((0, 1), (1, 2)).sample(np.arange(0), np.random.default_rng(0))

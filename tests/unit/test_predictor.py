@@ -1,0 +1,185 @@
+"""The predictor's symmetries and its agreement with slow, direct computations."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.optimize import minimize
+
+from pluralllm_fl.episodes import QuestionBatch
+from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.networks import PluralisticNetwork
+from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from tests.tiny import DIMENSION, tiny_table
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(params=["pluralistic", "published"])
+def predictor(request: pytest.FixtureRequest) -> PreferencePredictor:
+    return build(request.param)
+
+
+def build(architecture: str) -> PreferencePredictor:
+    torch.manual_seed(3)
+    config = PredictorConfig(
+        architecture=architecture, embedding_dim=DIMENSION, width=32, feed_forward=48, latent=6
+    )
+    return PreferencePredictor(config).eval()
+
+
+def shuffle_options(batch: QuestionBatch, seed: int) -> tuple[QuestionBatch, torch.Tensor]:
+    """Permute the options within each question; also return the permutation of flat indices."""
+    rng = np.random.default_rng(seed)
+    blocks = np.split(np.arange(len(batch.question)), np.cumsum(batch.size.numpy())[:-1])
+    order = torch.from_numpy(np.concatenate([rng.permutation(block) for block in blocks]))
+    assert batch.distribution is not None
+    return replace(
+        batch, embedding=batch.embedding[order], distribution=batch.distribution[order]
+    ), order
+
+
+def test_order_of_context_questions_does_not_matter(predictor: PreferencePredictor) -> None:
+    table = tiny_table()
+    targets = table.batch(range(40, 60))
+    forward = predictor.predict(table.batch(range(20)), targets)
+    backward = predictor.predict(table.batch(range(19, -1, -1)), targets)
+    torch.testing.assert_close(forward, backward, atol=1e-5, rtol=0)
+
+
+def test_permuting_options_permutes_the_prediction(predictor: PreferencePredictor) -> None:
+    table = tiny_table()
+    context, targets = table.batch(range(20)), table.batch(range(40, 60))
+    shuffled_context, _ = shuffle_options(context, 1)
+    shuffled_targets, order = shuffle_options(targets, 2)
+    expected = predictor.predict(context, targets)[order]
+    torch.testing.assert_close(
+        predictor.predict(shuffled_context, shuffled_targets), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_one_pass_equals_one_question_at_a_time(predictor: PreferencePredictor) -> None:
+    table = tiny_table()
+    context = predictor.encode_context(table.batch(range(20)))
+    together = predictor.score(context, table.batch(range(20, 60))).log_probability
+    alone = [predictor.score(context, table.batch([i])).log_probability for i in range(20, 60)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_predictions_are_distributions_even_without_context(
+    predictor: PreferencePredictor,
+) -> None:
+    table = tiny_table()
+    targets = table.batch(range(60)).without_answers()
+    for context in (None, table.batch([]), table.batch([4])):
+        p = predictor.predict(context, targets).numpy()
+        np.testing.assert_allclose(np.bincount(targets.question.numpy(), p), 1, atol=1e-5)
+        assert (p >= 0).all()
+
+
+def test_the_answers_of_targets_are_never_read(predictor: PreferencePredictor) -> None:
+    table = tiny_table()
+    context, targets = table.batch(range(20)), table.batch(range(20, 60))
+    assert targets.distribution is not None
+    other = replace(targets, distribution=targets.distribution.flip(0))
+    assert torch.equal(predictor.predict(context, targets), predictor.predict(context, other))
+
+
+def test_context_changes_the_prediction(predictor: PreferencePredictor) -> None:
+    table, other = tiny_table(), tiny_table(seed=1)
+    targets = table.batch(range(40, 60))
+    own = predictor.predict(table.batch(range(20)), targets)
+    wrong = predictor.predict(other.batch(range(20)), targets)
+    assert (own - wrong).abs().max() > 1e-5
+
+
+def test_latent_is_the_posterior_mode() -> None:
+    """Converged Newton steps agree with scipy's minimiser of the negative log-posterior."""
+    network = build("pluralistic").network.double()
+    assert isinstance(network, PluralisticNetwork)
+    table = tiny_table()
+    batch = table.batch(range(20))
+    assert batch.distribution is not None
+    context = replace(
+        batch, embedding=batch.embedding.double(), distribution=batch.distribution.double()
+    )
+    with torch.no_grad():
+        prior, factors = (x.numpy() for x in network._options(context))
+        network.newton_steps = 30
+        (mode,) = network.encode_context(context)
+
+    def negative_log_posterior(z: np.ndarray) -> float:
+        total = 0.0
+        for i in range(len(context)):
+            member = context.question.numpy() == i
+            logits = prior[member] + factors[member] @ z
+            log_p = logits - np.logaddexp.reduce(logits)
+            total -= context.distribution.numpy()[member] @ log_p  # type: ignore[union-attr]
+        return total + z @ z / 2
+
+    expected = minimize(negative_log_posterior, np.zeros(len(mode)), tol=1e-12).x
+    np.testing.assert_allclose(mode.numpy(), expected, atol=1e-4)
+
+
+def test_two_newton_steps_come_close_to_the_mode() -> None:
+    network = build("pluralistic").network
+    context = tiny_table().batch(range(20))
+    with torch.no_grad():
+        (short,) = network.encode_context(context)
+        network.newton_steps = 30
+        (mode,) = network.encode_context(context)
+    assert (short - mode).norm() < 0.05 * mode.norm()
+
+
+def test_published_layer_equals_torch_encoder_with_a_mask() -> None:
+    """Context tokens through our split pass = torch's encoder layer on all tokens, masked."""
+    predictor = build("published")
+    network, table = predictor.network, tiny_table()
+    context, targets = table.batch(range(20)), table.batch(range(20, 60))
+    assert context.distribution is not None
+    with torch.no_grad():
+        tokens = torch.cat(
+            [
+                network._tokens(context.embedding, context.distribution),
+                network._tokens(targets.embedding, torch.zeros(len(targets.question))),
+            ]
+        )
+        hidden = torch.ones(len(tokens), len(tokens), dtype=torch.bool)
+        hidden[:, : len(context.question)] = False  # False: may be attended to
+        for layer in network.layers:
+            tokens = layer(tokens[None], src_mask=hidden)[0]
+        expected = network.head(tokens[len(context.question) :])
+        mean, log_std = network.score(network.encode_context(context), targets)
+    torch.testing.assert_close(torch.stack([mean, log_std], 1), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_save_and_load_round_trip(predictor: PreferencePredictor, tmp_path: Path) -> None:
+    predictor.save_pretrained(tmp_path)
+    loaded = PreferencePredictor.from_pretrained(tmp_path)
+    table = tiny_table()
+    context, targets = table.batch(range(20)), table.batch(range(20, 60))
+    assert loaded.config == predictor.config
+    assert torch.equal(loaded.predict(context, targets), predictor.predict(context, targets))
+
+
+def test_damaged_models_are_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"config\.json is missing"):
+        PreferencePredictor.from_pretrained(tmp_path)
+    build("pluralistic").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtefactError, match="damaged"):
+        PreferencePredictor.from_pretrained(tmp_path)
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    tensors.pop("network.prior.weight")
+    save_file(tensors, weights)
+    with pytest.raises(ArtefactError, match="another model"):
+        PreferencePredictor.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ArtefactError, match=r"config\.json is not a predictor config"):
+        PreferencePredictor.from_pretrained(tmp_path)
