@@ -1,0 +1,79 @@
+"""Loaders: every source comes out as a PreferenceDataset."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pluralllm_fl.datasets import globalopinionqa, opinionqa
+from pluralllm_fl.datasets.collect import Collector
+from pluralllm_fl.datasets.files import FORMATS, RowFile, open_rows
+from pluralllm_fl.datasets.hub import open_hub
+from pluralllm_fl.datasets.synthetic import SyntheticSpec, generate
+from pluralllm_fl.errors import DatasetError, nearest
+from pluralllm_fl.preferences import PreferenceDataset
+
+OnBadRow = Literal["auto", "raise", "skip"]
+SOURCES = ("synthetic", "globalopinionqa", "opinionqa")
+
+__all__ = ["SOURCES", "OnBadRow", "SyntheticSpec", "generate", "load_dataset"]
+
+
+def load_dataset(
+    source: str, *, on_bad_row: OnBadRow = "auto", synthetic: SyntheticSpec | None = None
+) -> PreferenceDataset:
+    """Load a named source, a hub data set or a local file.
+
+    Parameters
+    ----------
+    source : str
+        ``synthetic``, ``globalopinionqa``, ``opinionqa``, a hub id (``owner/name``) or the path
+        of a .jsonl, .csv or .parquet file. A file in the official GlobalOpinionQA columns loads
+        like the named source.
+    on_bad_row : {"auto", "raise", "skip"}
+        What a bad row does: raise an error, or be left out and counted in `skipped`. ``auto``
+        skips for the named public sources, whose originals hold some, and raises for others.
+    synthetic : SyntheticSpec, optional
+        Size and seed of the synthetic survey.
+
+    Raises
+    ------
+    DatasetError
+        When the source is unknown, cannot be had, or holds a bad row or no usable one.
+    """
+    if source == "synthetic":
+        return generate(synthetic or SyntheticSpec())
+    public = source in ("globalopinionqa", "opinionqa")
+    path = opinionqa.find_file() if source == "opinionqa" else _local(source)
+    if source == "globalopinionqa":
+        place, rows = globalopinionqa.HUB_ID, open_hub(globalopinionqa.HUB_ID)
+    elif path.is_file() or path.suffix.lower() in FORMATS:
+        place, rows = str(path), open_rows(path)
+    elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        place, rows = source, open_hub(source)
+    elif path.exists():
+        place, rows = str(path), open_rows(path)
+    else:
+        raise DatasetError(
+            f"Unknown data set '{source}'.{nearest(source, SOURCES)} Give {', '.join(SOURCES)}, "
+            f"a hub id (owner/name) or the path of an existing .jsonl, .csv or .parquet file."
+        )
+    return _collect(rows, source, place, on_bad_row, public)
+
+
+def _local(source: str) -> Path:
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, unknown ~user, …
+        raise DatasetError(f"'{source[:80]}' is no usable path: {error}.") from error
+    return path
+
+
+def _collect(
+    rows: RowFile, name: str, place: str, on_bad_row: OnBadRow, public: bool
+) -> PreferenceDataset:
+    skip = on_bad_row == "skip" or (on_bad_row == "auto" and (public or rows.is_global_opinions))
+    collector = Collector(place, rows.unit, raise_on_bad=not skip)
+    collector.add_all(rows.rows)
+    dataset = collector.dataset(name)
+    return globalopinionqa.with_paper_split(dataset) if rows.is_global_opinions else dataset

@@ -1,0 +1,169 @@
+"""Rows of one source -> PreferenceDataset: adds up answers, finds conflicts, counts bad rows."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pluralllm_fl.datasets.fields import BadRow, Row
+from pluralllm_fl.datasets.rows import Answer, parse_row
+from pluralllm_fl.errors import DatasetError
+from pluralllm_fl.preferences import FloatArray, GroupPreferences, PreferenceDataset, Question
+
+RowStream = Iterable[tuple[int, Row | BadRow]]
+_CONFLICT = "conflicting answers of one group to one question"
+_QuestionKey = tuple[str, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class _Cell:
+    """Everything said about one group and question."""
+
+    first_line: int
+    distribution: tuple[float, ...] | None
+    tally: list[int]
+    amounts: list[tuple[float, ...]] = field(default_factory=list)
+    rows: int = 0
+    conflict: bool = False
+
+    def shares(self) -> FloatArray:
+        if self.distribution is not None:
+            return np.array(self.distribution)
+        # Exactly rounded sums do not depend on the order of the rows.
+        parts = [math.fsum(column) for column in zip(self.tally, *self.amounts, strict=True)]
+        total = math.fsum(parts)
+        return np.array([part / total for part in parts])
+
+
+@dataclass(slots=True)
+class _Labels:
+    """What rows say about a question besides its identity; they need not agree."""
+
+    ordinal: set[tuple[float, ...]] = field(default_factory=set)
+    topic: set[str] = field(default_factory=set)
+    source: set[str] = field(default_factory=set)
+
+
+class Collector:
+    """Takes rows in any order; the result does not depend on it.
+
+    Parameters
+    ----------
+    place : str
+        File or hub id, as errors name it.
+    unit : str
+        What a line number counts: ``""`` for lines of a file, ``"row "`` for table rows.
+    raise_on_bad : bool
+        Raise at the first bad row instead of noting it.
+    """
+
+    def __init__(self, place: str, unit: str = "", *, raise_on_bad: bool) -> None:
+        self.place = place
+        self.unit = unit
+        self.raise_on_bad = raise_on_bad
+        self.kinds: Counter[str] = Counter()
+        self.problems: list[tuple[int, str]] = []
+        self._skipped: Counter[str] = Counter()
+        self._cells: dict[tuple[str, _QuestionKey], _Cell] = {}
+        self._labels: defaultdict[_QuestionKey, _Labels] = defaultdict(_Labels)
+
+    def add_all(self, stream: RowStream) -> None:
+        for line, row in stream:
+            try:
+                found = [row] if isinstance(row, BadRow) else parse_row(row)
+            except BadRow as bad:
+                found = [bad]
+            for entry in found:
+                if isinstance(entry, BadRow):
+                    self._skipped[entry.reason] += 1
+                    self._report(line, entry)
+                else:
+                    self._add(line, entry)
+
+    def _report(self, line: int, bad: BadRow) -> None:
+        if self.raise_on_bad:
+            raise DatasetError(f"{self.place}:{self.unit}{line}: {bad}.")
+        self.problems.append((line, str(bad)))
+
+    def _add(self, line: int, answer: Answer) -> None:
+        self.kinds[answer.kind] += 1
+        question = (answer.question, answer.options)
+        cell = self._cells.get((answer.group, question))
+        if cell is None:
+            cell = _Cell(line, answer.distribution, [0] * len(answer.options))
+            self._cells[answer.group, question] = cell
+        cell.rows += 1
+        if cell.distribution != answer.distribution:
+            cell.conflict = True
+            bad = BadRow(
+                _CONFLICT,
+                f"differs from {self.unit or 'line '}{cell.first_line}; keep one distribution, "
+                f"or give 'counts' or 'choice' rows, which add up",
+            )
+            self._report(line, bad)
+            return
+        if answer.amounts is not None:
+            cell.amounts.append(answer.amounts)
+        elif answer.choice is not None and answer.weight == 1.0:
+            cell.tally[answer.choice] += 1
+        elif answer.choice is not None:
+            one_hot = (float(i == answer.choice) for i in range(len(answer.options)))
+            cell.amounts.append(tuple(answer.weight * x for x in one_hot))
+        labels = self._labels[question]
+        if answer.ordinal is not None:
+            labels.ordinal.add(answer.ordinal)
+        if answer.topic:
+            labels.topic.add(answer.topic)
+        if answer.source:
+            labels.source.add(answer.source)
+
+    def dataset(self, name: str) -> PreferenceDataset:
+        """Build the data set of all good rows.
+
+        Raises
+        ------
+        DatasetError
+            When no row could be used.
+        """
+        skipped = Counter(self._skipped)
+        groups: defaultdict[str, dict[Question, FloatArray]] = defaultdict(dict)
+        questions: dict[_QuestionKey, Question] = {}
+        for (group, key), cell in self._cells.items():
+            if cell.conflict:
+                # All of them go: keeping the first would make the result depend on the order.
+                skipped[_CONFLICT] += cell.rows
+                continue
+            if key not in questions:
+                questions[key] = self._question(key)
+            groups[group][questions[key]] = cell.shares()
+        if not groups:
+            raise DatasetError(self._nothing_usable(skipped))
+        return PreferenceDataset(
+            name=name,
+            groups={g: GroupPreferences(g, answers) for g, answers in groups.items()},
+            skipped=dict(sorted(skipped.items())),
+        )
+
+    def _question(self, key: _QuestionKey) -> Question:
+        labels = self._labels[key]
+        return Question(
+            *key,
+            ordinal=min(labels.ordinal, default=None),
+            topic=min(labels.topic, default=""),
+            source=min(labels.source, default=""),
+        )
+
+    def _nothing_usable(self, skipped: Counter[str]) -> str:
+        if not skipped:
+            return (
+                f"{self.place} holds no rows. Give one row per group and question with the columns "
+                f"group, question, options, distribution."
+            )
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in skipped.most_common(3))
+        line, problem = self.problems[0]
+        return (
+            f"{self.place} holds no usable row ({reasons}). First: {self.unit or 'line '}{line}: "
+            f"{problem}. `pluralllm data check` lists every problem."
+        )

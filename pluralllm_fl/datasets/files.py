@@ -1,0 +1,171 @@
+"""JSON lines, CSV and Parquet files -> numbered rows, malformed ones included."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pluralllm_fl.datasets.collect import RowStream
+from pluralllm_fl.datasets.fields import BadRow, Row
+from pluralllm_fl.errors import DatasetError
+
+FORMATS = {
+    ".jsonl": "JSON lines",
+    ".json-lines": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".json": "JSON lines",
+    ".csv": "CSV",
+    ".parquet": "Parquet",
+}
+_LARGEST_CELL = 2**24  # characters; one cell may hold the answers of hundreds of groups
+
+
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """An opened file: its format, its columns where the format names them, its rows.
+
+    Line numbers count from 1 as editors show them; `unit` is ``"row "`` where there are no
+    lines.
+    """
+
+    format: str
+    columns: frozenset[str]
+    rows: RowStream
+    unit: str = ""
+
+    @property
+    def is_global_opinions(self) -> bool:
+        """Whether the columns are those of the official GlobalOpinionQA file."""
+        return {"question", "selections", "options"} <= self.columns
+
+
+def open_rows(path: Path) -> RowFile:
+    """Open a data file by its ending.
+
+    Raises
+    ------
+    DatasetError
+        For a missing or unreadable file, an unknown ending, or a header that cannot work.
+    """
+    kind = FORMATS.get(path.suffix.lower())
+    if not path.exists():
+        raise DatasetError(f"{path} does not exist. Check the path (now in {Path.cwd()}).")
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder. Name one file in it ({', '.join(FORMATS)}).")
+    if kind is None:
+        raise DatasetError(f"{path} has no known ending. Rename it: {', '.join(FORMATS)}.")
+    try:
+        if kind == "Parquet":
+            return _parquet(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if kind == "JSON lines":
+        return RowFile(kind, frozenset(), json_lines(content))
+    return csv_rows(content, str(path))
+
+
+def json_lines(content: bytes) -> Iterator[tuple[int, Row | BadRow]]:
+    """Rows of JSON lines; blank lines are passed over."""
+    for line, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if raw.strip():
+            yield line, _json_row(raw)
+
+
+def _json_row(raw: bytes) -> Row | BadRow:
+    try:
+        value = json.loads(raw.decode())
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8 text", "save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return BadRow("malformed JSON", f"{str(error)[:120]}; write one JSON object per line")
+    if not isinstance(value, dict):
+        return BadRow("not a JSON object", 'write one {"group": …, "question": …} object per line')
+    return value
+
+
+def csv_rows(content: bytes, place: str) -> RowFile:
+    """Rows of a CSV file with a header line.
+
+    Raises
+    ------
+    DatasetError
+        When the header is missing or names a column twice.
+    """
+    csv.field_size_limit(_LARGEST_CELL)
+    # Undecodable bytes become lone surrogates, which the row check rejects where they matter.
+    text = content.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise DatasetError(f"{place}:1: malformed CSV header: {error}.") from error
+    if not any(header):
+        raise DatasetError(
+            f"{place} is empty. Begin with a header line: group,question,options,distribution."
+        )
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise DatasetError(f"{place}:1: column '{twice[0]}' appears twice. Name each column once.")
+    return RowFile("CSV", frozenset(header), _csv_body(reader, header))
+
+
+def _csv_body(reader: Any, header: list[str]) -> Iterator[tuple[int, Row | BadRow]]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, BadRow("malformed CSV", f"{error}; quote cells and double inner quotes")
+            continue
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            yield (
+                line,
+                BadRow(
+                    "wrong number of cells",
+                    f"{len(cells)} cells under {len(header)} columns; quote cells with commas",
+                ),
+            )
+            continue
+        yield line, {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
+
+
+def _cell(cell: str) -> object:
+    """Empty cells are absent; a conversation comes as JSON text."""
+    if not cell:
+        return None
+    if cell.startswith("[{"):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell
+
+
+def _parquet(path: Path) -> RowFile:
+    try:
+        table = pq.ParquetFile(path)
+        columns = frozenset(table.schema_arrow.names)
+    except pa.ArrowException as error:
+        raise DatasetError(f"{path} is not a readable Parquet file: {error}.") from error
+    return RowFile("Parquet", columns, _parquet_body(table, path), unit="row ")
+
+
+def _parquet_body(table: Any, path: Path) -> Iterator[tuple[int, Row | BadRow]]:
+    row = 0
+    try:
+        for batch in table.iter_batches(batch_size=4096):
+            for values in batch.to_pylist():
+                row += 1
+                yield row, values
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{path}: damaged after row {row}: {error}.") from error

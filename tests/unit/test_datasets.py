@@ -1,0 +1,425 @@
+"""Row contract, aggregation and errors of the loaders."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pluralllm_fl.datasets import load_dataset
+from pluralllm_fl.datasets.globalopinionqa import SEEN, UNSEEN
+from pluralllm_fl.errors import DatasetError
+from pluralllm_fl.preferences import PreferenceDataset
+
+pytestmark = pytest.mark.fast
+
+GOOD: dict[str, Any] = {
+    "group": "North",
+    "question": "Tea or coffee?",
+    "options": ["Tea", "Coffee"],
+    "distribution": [0.25, 0.75],
+}
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {k: json.dumps(v) if isinstance(v, list | bool) else v for k, v in row.items()}
+            )
+    return path
+
+
+def load(tmp_path: Path, rows: list[Any], **kwargs: Any) -> PreferenceDataset:
+    return load_dataset(str(write_jsonl(tmp_path / "rows.jsonl", rows)), **kwargs)
+
+
+def only_answer(dataset: PreferenceDataset) -> np.ndarray:
+    (group,) = dataset.groups.values()
+    (answer,) = group.answers.values()
+    return answer
+
+
+def without(*keys: str, **changes: Any) -> dict[str, Any]:
+    return {**{k: v for k, v in GOOD.items() if k not in keys}, **changes}
+
+
+def test_distribution_row_is_normalised(tmp_path: Path) -> None:
+    dataset = load(tmp_path, [{**GOOD, "distribution": [0.249, 0.747]}])
+    np.testing.assert_allclose(only_answer(dataset), [0.25, 0.75])
+    assert dataset.name.endswith("rows.jsonl")
+    assert dataset.skipped == {}
+
+
+def test_counts_add_up_over_rows_with_weights(tmp_path: Path) -> None:
+    rows = [
+        without("distribution", counts=[1, 2]),
+        without("distribution", counts=[3, 0], weight=2),
+    ]
+    np.testing.assert_allclose(only_answer(load(tmp_path, rows)), [7 / 9, 2 / 9])
+
+
+def test_choices_by_index_and_by_text_agree(tmp_path: Path) -> None:
+    rows = [without("distribution", choice=c) for c in (0, "Coffee", 1, "Coffee")]
+    np.testing.assert_allclose(only_answer(load(tmp_path, rows)), [0.25, 0.75])
+
+
+def test_choice_text_that_is_an_option_wins_over_its_reading_as_index(tmp_path: Path) -> None:
+    row = without("distribution", options=["1", "0"], choice="1")
+    np.testing.assert_array_equal(only_answer(load(tmp_path, [row])), [1.0, 0.0])
+
+
+def test_aggregation_equals_a_naive_counter(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    votes = [
+        (f"g{g}", f"q{q}?", int(c))
+        for g, q, c in zip(
+            rng.integers(4, size=3000),
+            rng.integers(9, size=3000),
+            rng.integers(3, size=3000),
+            strict=True,
+        )
+    ]
+    rows = [{"group": g, "question": q, "options": list("abc"), "choice": c} for g, q, c in votes]
+    expected = Counter(votes)
+    dataset = load(tmp_path, rows)
+    for name, group in dataset.groups.items():
+        for question, answer in group.answers.items():
+            counts = np.array([expected[name, question.text, c] for c in range(3)])
+            np.testing.assert_array_equal(answer, counts / counts.sum())
+
+
+def test_preference_pairs_are_sorted_and_aggregated(tmp_path: Path) -> None:
+    base = {"group": "North", "prompt": "Sum up the story."}
+    rows = [
+        {**base, "chosen": "Zebra", "rejected": "Ant"},
+        {**base, "chosen": "Ant", "rejected": "Zebra"},
+        {**base, "chosen": "Zebra", "rejected": "Ant"},
+    ]
+    dataset = load(tmp_path, rows)
+    assert dataset.questions[0].options == ("Ant", "Zebra")
+    np.testing.assert_allclose(only_answer(dataset), [1 / 3, 2 / 3])
+
+
+def test_chat_format_equals_plain_text(tmp_path: Path) -> None:
+    def turn(role: str, content: str) -> dict[str, str]:
+        return {"role": role, "content": content}
+
+    plain = {"group": "N", "prompt": "Hello?", "chosen": "Hi.", "rejected": "No."}
+    split = {
+        "group": "N",
+        "prompt": [turn("user", "Hello?")],
+        "chosen": [turn("assistant", "Hi.")],
+        "rejected": [turn("assistant", "No.")],
+    }
+    whole = {
+        "group": "N",
+        "prompt": "Hello?",
+        "chosen": [turn("user", "Hello?"), turn("assistant", "Hi.")],
+        "rejected": [turn("user", "Hello?"), turn("assistant", "No.")],
+    }
+    prints = {load(tmp_path, [row]).fingerprint for row in (plain, split, whole)}
+    assert len(prints) == 1
+
+
+def test_scores_are_log_utilities_and_ranks_are_odds_of_two(tmp_path: Path) -> None:
+    base = {"group": "N", "prompt": "Name one.", "responses": ["c", "a", "b"]}
+    scored = load(tmp_path, [{**base, "scores": [math.log(5), 0, math.log(4)]}])
+    assert scored.questions[0].options == ("a", "b", "c")
+    np.testing.assert_allclose(only_answer(scored), [0.1, 0.4, 0.5])
+    ranked = load(tmp_path, [{**base, "ranking": [2, 0, 1]}])  # b, then c, then a
+    np.testing.assert_allclose(only_answer(ranked), [1 / 7, 4 / 7, 2 / 7])
+
+
+def test_repeated_ranked_lists_average(tmp_path: Path) -> None:
+    base = {"group": "N", "prompt": "Name one."}
+    rows = [
+        {**base, "responses": ["a", "b"], "ranking": [0, 1]},
+        {**base, "responses": ["b", "a"], "ranking": [0, 1]},
+    ]
+    np.testing.assert_allclose(only_answer(load(tmp_path, rows)), [0.5, 0.5])
+
+
+def test_identical_distributions_count_once_and_conflicts_are_bad(tmp_path: Path) -> None:
+    assert load(tmp_path, [GOOD, GOOD]).skipped == {}
+    other = {**GOOD, "distribution": [0.5, 0.5]}
+    with pytest.raises(DatasetError, match=r"rows.jsonl:2: conflicting .* line 1"):
+        load(tmp_path, [GOOD, other])
+    third = {**GOOD, "group": "South"}
+    dataset = load(tmp_path, [GOOD, other, third], on_bad_row="skip")
+    assert list(dataset.groups) == ["South"]
+    assert sum(dataset.skipped.values()) == 2
+
+
+def test_distribution_and_counts_of_one_cell_conflict(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="conflicting"):
+        load(tmp_path, [without("distribution", counts=[1, 3]), GOOD])
+
+
+def test_rows_may_disagree_about_labels(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {**GOOD, "topic": "drinks", "ordinal": True},
+        {**GOOD, "group": "South", "topic": "breakfast", "ordinal": [2, 1]},
+        {**GOOD, "group": "East", "ordinal": False},
+    ]
+    forward, backward = (load(tmp_path, r).questions[0] for r in (rows, rows[::-1]))
+    assert (forward.topic, forward.ordinal) == (backward.topic, backward.ordinal)
+    assert forward.topic == "breakfast"
+    assert forward.ordinal == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (without("group"), "no 'group'"),
+        (without("question"), "no question column"),
+        (without("options"), "no 'options'"),
+        (without("distribution"), "no answer column"),
+        (without(counts=[1, 2]), "more than one answer column"),
+        (without("distribution", distributions=[0.5, 0.5]), r"Did you mean 'distribution'\?"),
+        (without("group", groups="North"), r"Did you mean 'groups'\?"),
+        (without(group=3.5), "'group' is not text"),
+        (without(group="  "), "'group' is empty"),
+        (without(question=["a"]), "'question' is not text"),
+        (without(options="Tea"), "'options' is not a list"),
+        (without(options=["Tea"], distribution=[1]), "fewer than two options"),
+        (without(options=["Tea", "Tea "]), "duplicate options"),
+        (without(options=["Tea", ""]), "an option' is empty"),
+        (without(options=["Tea", None]), "no 'options'"),
+        (without(distribution=[0.5, 0.2, 0.3]), "differ in length"),
+        (without(distribution=[0.5, 0.4]), "do not sum to 1"),
+        (without(distribution=[0, 0]), "all probabilities are zero"),
+        (without(distribution=[-0.5, 1.5]), "negative"),
+        (without(distribution=[math.nan, 1]), "NaN, Inf"),
+        (without(distribution=[math.inf, 1]), "NaN, Inf"),
+        (without(distribution=["0.5", 0.5]), "other than numbers"),
+        (without(distribution=[True, False]), "other than numbers"),
+        (without(distribution={"Tea": 1}), "'distribution' is not a list"),
+        (without("distribution", counts=[0, 0]), "all counts are zero"),
+        (without("distribution", choice=2), "none of the options"),
+        (without("distribution", choice=-1), "none of the options"),
+        (without("distribution", choice="Milk"), "none of the options"),
+        (without("distribution", choice=True), "none of the options"),
+        (without("distribution", choice=0, weight=0), "weight is not positive"),
+        (without("distribution", choice=0, weight="heavy"), "'weight' is not a number"),
+        (without(ordinal=[1, 1]), "positions are all equal"),
+        (without(ordinal=[1]), "differ in length"),
+        (without(topic=["a"]), "'topic' is not text"),
+        (without(question="\ud800"), "not valid Unicode"),
+        ({"group": "N", "prompt": "p", "chosen": "x"}, "no 'rejected'"),
+        ({"group": "N", "prompt": "p", "chosen": "x", "rejected": "x"}, "duplicate options"),
+        ({"group": "N", "prompt": "p", "chosen": [{}], "rejected": "x"}, "not a conversation"),
+        ({"group": "N", "prompt": "p", "responses": ["a", "b"]}, "no ranking"),
+        (
+            {"group": "N", "prompt": "p", "responses": ["a", "b"], "ranking": [1, 1]},
+            "not a permutation",
+        ),
+        (["not", "an", "object"], "not a JSON object"),
+    ],
+)
+def test_bad_row_names_file_line_and_reason(tmp_path: Path, row: Any, reason: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + json.dumps(GOOD) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(DatasetError, match=rf"rows\.jsonl:3: .*{reason}"):
+        load_dataset(str(path))
+    dataset = load_dataset(str(path), on_bad_row="skip")
+    assert sum(dataset.skipped.values()) == 1
+    assert list(dataset.groups) == ["North"]
+
+
+def test_deep_nesting_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for depth in (100, 900, 10_000):
+        deep = "[" * depth + "]" * depth
+        rows = [json.dumps({**GOOD, key: "DEEP"}) for key in GOOD]
+        rows.append(json.dumps({**GOOD, "topic": "DEEP"}))
+        path.write_text("\n".join(rows).replace('"DEEP"', deep) + "\n" + json.dumps(GOOD))
+        assert sum(load_dataset(str(path), on_bad_row="skip").skipped.values()) == 5
+
+
+def test_malformed_json_and_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"group": \n\xff\xfe\n' + json.dumps(GOOD).encode())
+    with pytest.raises(DatasetError, match=r"rows\.jsonl:1: malformed JSON"):
+        load_dataset(str(path))
+    skipped = load_dataset(str(path), on_bad_row="skip").skipped
+    assert skipped == {"malformed JSON": 1, "not UTF-8 text": 1}
+
+
+def test_long_unicode_and_right_to_left_content_is_fine(tmp_path: Path) -> None:
+    rows = [
+        {**GOOD, "question": "ü" * 5000},
+        {**GOOD, "group": "שלום", "question": "هل توافق؟", "options": ["نعم", "لا"]},
+        {**GOOD, "options": [f"Option {i}" for i in range(18)], "distribution": [1 / 18] * 18},
+        {**GOOD, "question": "line\u2028separator\r\nand 🌍"},
+    ]
+    from_jsonl = load(tmp_path, rows)
+    assert sum(map(len, from_jsonl.groups.values())) == 4
+    from_csv = load_dataset(str(write_csv(tmp_path / "rows.csv", rows)))
+    assert from_csv.fingerprint == from_jsonl.fingerprint
+
+
+def test_all_formats_load_the_same(tmp_path: Path) -> None:
+    rows = [
+        {**GOOD, "ordinal": True, "topic": "drinks"},
+        {**GOOD, "group": "South", "distribution": [0.5, 0.5], "ordinal": False},
+    ]
+    expected = load(tmp_path, rows).fingerprint
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for path in (write_csv(tmp_path / "rows.csv", rows), tmp_path / "rows.parquet"):
+        dataset = load_dataset(str(path))
+        assert dataset.fingerprint == expected
+        assert dataset.questions[0].ordinal == (0.0, 1.0)
+
+
+def test_csv_choices_python_lists_and_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "\ufeffgroup,question,options,choice,weight\n"
+        'N,"Two\nlines?","[\'Yes\', ""It\'s no""]",0,\n'
+        'N,"Two\nlines?","[\'Yes\', ""It\'s no""]",It\'s no,3\n',
+        "utf-8",
+    )
+    np.testing.assert_allclose(only_answer(load_dataset(str(path))), [0.25, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("group,question,options,distribution\n", "holds no rows"),
+        ("group,group\na,b\n", "'group' appears twice"),
+        ("group,question\na\n", ":2: wrong number of cells"),
+        ('group,question,options,choice\n"a"b,q,o,c\n', ":2: malformed CSV"),
+        ('group,question,options,choice\na,"q\n\n', ":2: malformed CSV"),
+        ("region,text\na,b\n", ":2: no question column"),
+    ],
+)
+def test_bad_csv(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        load_dataset(str(path))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "rows.txt").write_text("x")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is none")
+    for source, message in {
+        str(tmp_path / "empty.jsonl"): "holds no rows",
+        str(tmp_path / "absent.jsonl"): "does not exist",
+        str(tmp_path / "rows.txt"): "no known ending",
+        str(tmp_path / "broken.parquet"): "not a readable Parquet",
+        str(tmp_path): "is a folder",
+        "sinthetic": "Did you mean 'synthetic'",
+        "x" * 5000: "no usable path",
+    }.items():
+        with pytest.raises(DatasetError, match=message):
+            load_dataset(source)
+    write_jsonl(tmp_path / "bad.jsonl", [{}, {**GOOD, "options": []}])
+    with pytest.raises(DatasetError, match="no usable row"):
+        load_dataset(str(tmp_path / "bad.jsonl"), on_bad_row="skip")
+
+
+def test_opinionqa_says_where_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DatasetError, match=r"pewresearch\.org"):
+        load_dataset("opinionqa")
+    home = tmp_path / ".cache" / "pluralllm-fl"
+    home.mkdir(parents=True)
+    write_jsonl(home / "opinionqa.jsonl", [GOOD, {}])
+    assert sum(load_dataset("opinionqa").skipped.values()) == 1
+
+
+def official_csv(rows: list[tuple[str, dict[Any, Any], list[str]]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["question", "selections", "options", "source"])
+    for question, selections, options in rows:
+        text = f"defaultdict(<class 'list'>, {selections!r})"
+        writer.writerow([question, text, repr(options), "made up"])
+    return out.getvalue()
+
+
+def test_official_global_opinions_format(tmp_path: Path) -> None:
+    path = tmp_path / "any_name.csv"
+    groups = {name: [0.5, 0.501] for name in (*SEEN, "China", "Côte d'Ivoire")}
+    rows = [("Rain?", groups, ["Yes", "It's no"]), ("Sun?", {"China": [0.0, 0.0]}, ["a", "b"])]
+    path.write_text(official_csv(rows), "utf-8")
+    dataset = load_dataset(str(path))
+    assert dataset.default_seen == SEEN
+    assert dataset.default_unseen == ("China",)
+    assert dataset.skipped == {"all probabilities are zero": 1}
+    assert len(dataset.groups) == 10
+    with pytest.raises(DatasetError, match=r":3: all probabilities are zero.*China"):
+        load_dataset(str(path), on_bad_row="raise")
+    path.write_text(official_csv([("Rain?", {"China": [1, 0]}, ["Yes", "No"])]), "utf-8")
+    assert load_dataset(str(path)).default_seen == ()
+
+
+def test_selections_are_never_executed(tmp_path: Path) -> None:
+    path, trace = tmp_path / "evil.csv", tmp_path / "trace"
+    evil = f"{{'China': __import__('pathlib').Path({str(trace)!r}).touch()}}"
+    table = [["question", "selections", "options", "source"], ["q", evil, "['a', 'b']", ""]]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+    with pytest.raises(DatasetError, match="selections cannot be read"):
+        load_dataset(str(path))
+    assert not trace.exists()
+
+
+def test_hub_data_set_through_the_library(tmp_path: Path) -> None:
+    """A folder takes the same way through `datasets` as a hub id."""
+    from pluralllm_fl.datasets.collect import Collector
+    from pluralllm_fl.datasets.hub import open_hub
+
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", [GOOD])
+    write_jsonl(folder / "test.jsonl", [{**GOOD, "group": "South"}])
+    rows = open_hub(str(folder), cache_dir=tmp_path / "cache")
+    collector = Collector("repo", rows.unit, raise_on_bad=True)
+    collector.add_all(rows.rows)
+    assert list(collector.dataset("repo").groups) == ["North", "South"]
+
+
+def test_hub_out_of_reach_names_remedies(tmp_path: Path) -> None:
+    from pluralllm_fl.datasets.hub import open_hub
+
+    with pytest.raises(DatasetError, match=r"download its CSV.*path"):
+        open_hub(str(tmp_path / "no-such-repo"), cache_dir=tmp_path / "cache")
+
+
+def test_real_global_opinions(shared_data: Path) -> None:
+    dataset = load_dataset(str(shared_data / "global_opinions" / "global_opinions.csv"))
+    # One of the 2,324 rows (one answer of 25,443) has no question text.
+    assert len(dataset.questions) == 2323
+    assert sum(map(len, dataset.groups.values())) == 25442
+    assert dataset.skipped == {"no 'question'": 1}
+    assert len(dataset.groups) == 72
+    assert (dataset.default_seen, dataset.default_unseen) == (SEEN, UNSEEN)
+    assert (len(SEEN), len(UNSEEN)) == (8, 6)
+    assert len(dataset.groups["United States"]) == 1027
+    assert len(dataset.groups["New Zealand"]) == 250
+
+
+def test_real_opinion_qa(shared_data: Path) -> None:
+    dataset = load_dataset(str(shared_data / "opinion_qa" / "atp_w41.jsonl"))
+    assert (len(dataset.groups), len(dataset.questions)) == (55, 90)
+    assert sum(map(len, dataset.groups.values())) == 4920
