@@ -1,0 +1,62 @@
+"""The command line: ``pluralllm …`` and ``python simulation.py``.
+
+Heavy libraries are imported inside the commands: ``--help`` must answer at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from pluralllm_fl import __version__
+from pluralllm_fl.cli.simulate import simulate
+from pluralllm_fl.cli.use import check, evaluate, predict, report
+
+__all__ = ["app", "main", "simulate_main"]
+
+_OPTIONS = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+app = typer.Typer(
+    help="Learn, without pooling anyone's answers, how groups distribute their preferences.",
+    no_args_is_help=True,
+    **_OPTIONS,  # type: ignore[arg-type]
+)
+data = typer.Typer(help="Look at data files.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+app.command()(simulate)
+app.command()(evaluate)
+app.command()(predict)
+app.command()(report)
+data.command()(check)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"pluralllm-fl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run ``pluralllm``."""
+    app()
+
+
+def simulate_main() -> None:
+    """Run ``python simulation.py``: the simulate command alone."""
+    alone = typer.Typer(**_OPTIONS)  # type: ignore[arg-type]
+    alone.command()(simulate)
+    alone()

@@ -1,0 +1,134 @@
+"""From command-line options to a complete, typed run config."""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pluralllm_fl.config import RunConfig, Value, default_run_config
+from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
+from pluralllm_fl.runs import read_json, resolve_run
+
+
+def gather(
+    recipe: Path | None, named: Mapping[str, Value | None], assignments: Sequence[str]
+) -> RunConfig:
+    """Merge defaults, recipe and options (later wins) and make every path absolute.
+
+    Parameters
+    ----------
+    recipe : Path or None
+        TOML file of run-config keys.
+    named : mapping of str to value or None
+        The named options; None: not given.
+    assignments : sequence of str
+        ``key=value`` of ``--set``; they win over the named options.
+
+    Raises
+    ------
+    ConfigError
+        For an unreadable recipe, unknown keys (with the nearest) and impossible values.
+    """
+    defaults = default_run_config()
+    values = defaults | {"output-dir": "runs"}
+    values |= _recipe(recipe) if recipe else {}
+    return _finished(values | _overrides(named, assignments, defaults))
+
+
+def gather_resumed(
+    run: Path, named: Mapping[str, Value | None], assignments: Sequence[str]
+) -> RunConfig:
+    """Return the config of an interrupted run, to continue it in its own directory.
+
+    Raises
+    ------
+    ArtefactError
+        If there is no such run or it is already completed.
+    """
+    run = resolve_run(run, completed=False)
+    recorded = read_json(run / "run.json")
+    values: dict[str, Value] = recorded["config"]
+    values = values | _overrides(named, assignments, default_run_config())
+    values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
+    config = _finished(values)
+    done = recorded.get("completed_rounds", 0)
+    if recorded.get("status") == "completed" and done >= config.num_server_rounds:
+        raise ArtefactError(f"{run} is already completed ({done} rounds). Nothing to resume.")
+    return config
+
+
+def absolute_source(source: str) -> str:
+    """Make a data set's path absolute; names and hub ids stay as they are."""
+    from pluralllm_fl.datasets import SOURCES
+
+    path = Path(source).expanduser()
+    looks_like_path = source.startswith((".", "~", "/")) or path.suffix in _SUFFIXES
+    if source not in SOURCES and (looks_like_path or path.exists()):
+        return str(path.absolute())
+    return source
+
+
+_SUFFIXES = (".jsonl", ".csv", ".parquet", ".json", ".tsv")
+
+
+def _finished(values: dict[str, Value]) -> RunConfig:
+    for key in ("output-dir", "resume", "embedding-cache"):
+        if isinstance(text := values.get(key), str) and text:
+            values[key] = str(Path(text).expanduser().absolute())
+    if isinstance(model := values.get("embedding-model"), str):
+        path = Path(model).expanduser()
+        if path.exists() and model != "auto":
+            values["embedding-model"] = str(path.absolute())
+    if isinstance(source := values.get("dataset"), str):
+        values["dataset"] = absolute_source(source)
+    config = RunConfig.from_run_config(values)
+    return config if config.run_name else RunConfig.from_run_config(
+        values | {"run-name": _new_name(config)}
+    )  # fmt: skip
+
+
+def _new_name(config: RunConfig) -> str:
+    stem = re.sub(r"[^\w.-]+", "-", Path(config.dataset).stem).strip("-.") or "run"
+    name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    free, number = name, 2
+    while (Path(config.output_dir) / free).exists():
+        free, number = f"{name}-{number}", number + 1
+    return free
+
+
+def _recipe(path: Path) -> dict[str, Value]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        raise ConfigError(f"No recipe {path}.{nearest(path.name, siblings)}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Recipe {path} cannot be read: {error}.") from None
+
+
+def _overrides(
+    named: Mapping[str, Value | None], assignments: Sequence[str], defaults: Mapping[str, Value]
+) -> dict[str, Value]:
+    given = {key: value for key, value in named.items() if value is not None}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {assignment}: write it as key=value.")
+        key = key.strip()
+        given[key] = _value(text.strip(), defaults.get(key))
+    return given
+
+
+def _value(text: str, default: Value | None) -> Value:
+    """Read a value like TOML; a bare word, and anything else for a text key, is text."""
+    try:
+        parsed: dict[str, Any] = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = parsed["value"]
+    scalar = len(parsed) == 1 and isinstance(value, bool | int | float | str)
+    if not scalar or (isinstance(default, str) and not isinstance(value, str)):
+        return text
+    return value  # type: ignore[no-any-return]

@@ -1,0 +1,316 @@
+"""The simulate command: every group on this machine, from data to report."""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pluralllm_fl import __version__
+from pluralllm_fl.cli.console import (
+    FAILURE,
+    INTERRUPTED,
+    guarded,
+    labelled,
+    messages,
+    output,
+    show_error,
+)
+from pluralllm_fl.cli.settings import gather, gather_resumed
+from pluralllm_fl.cli.tables import show_diagnostics, show_groups, show_summary
+from pluralllm_fl.config import RunConfig, app_directory
+from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
+from pluralllm_fl.progress import EventTail, RoundProgress, duration
+from pluralllm_fl.runs import close_run, read_json
+
+if TYPE_CHECKING:
+    from pluralllm_fl.federation.launcher import Outcome, PrivateSuperLink
+    from pluralllm_fl.preferences import PreferenceDataset
+
+
+@guarded
+def simulate(
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_PATH", help="Data set; default: synthetic.")
+    ] = None,
+    seen: Annotated[str | None, typer.Option(metavar='"A;B;…"', help="Groups that train.")] = None,
+    unseen: Annotated[
+        str | None, typer.Option(metavar='"C;D;…"', help="Groups that never train.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Model, sampling and splits.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="File of run-config keys.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any run-config key; repeatable."),
+    ] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Holds one folder a run; default: ./runs.")
+    ] = None,
+    gpus: Annotated[
+        float, typer.Option(min=0, metavar="FRACTION", help="Share of a GPU that each node uses.")
+    ] = 0.0,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue an interrupted run.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Show the traceback of errors.")] = False,
+) -> None:
+    """Simulate a federation of every group on this machine."""
+    named = {
+        "dataset": dataset, "seen-groups": seen, "unseen-groups": unseen,
+        "num-server-rounds": rounds, "seed": seed, "output-dir": output_dir,
+    }  # fmt: skip
+    assignments = assignments or []
+    if resume is None:
+        config = gather(recipe, named, assignments)
+    else:
+        if recipe is not None:
+            raise typer.BadParameter("A resumed run keeps its recipe; leave --recipe out.")
+        config = gather_resumed(resume, named, assignments)
+    _check_gpus(config, gpus)
+    _Simulation(config, gpus, verbose=verbose).run()
+
+
+class _Simulation:
+    def __init__(self, config: RunConfig, gpus: float, *, verbose: bool) -> None:
+        self.config = config
+        self.gpus = gpus
+        self.verbose = verbose
+        self.console = output()
+        self.started = time.monotonic()
+        self.folder = Path(config.output_dir) / config.run_name
+        self.log = Path(config.output_dir) / f"{config.run_name}.flower.log"
+
+    def run(self) -> None:
+        from pluralllm_fl.federation import strategies
+        from pluralllm_fl.preferences import split_groups
+        from pluralllm_fl.workspace import read_dataset, require_questions
+
+        config = self.config
+        dataset = read_dataset(config)
+        seen, unseen = split_groups(
+            dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
+        )
+        require_questions(dataset, seen + unseen, config.context_questions)
+        strategies.build(
+            config.strategy,
+            config.strategy_kwargs,
+            train_nodes=len(seen),
+            all_nodes=len(seen + unseen),
+            learning_rate=config.learning_rate,
+        )
+        uniform = {group: _uniform_alignment(dataset, group) for group in seen + unseen}
+        with _writable(Path(config.output_dir), self.folder, resumed=bool(config.resume)):
+            self._header(dataset, seen, unseen, uniform)
+            self._federate(dataset, len(seen) + len(unseen))
+        self._finish(uniform)
+
+    def _federate(self, dataset: "PreferenceDataset", supernodes: int) -> None:
+        from pluralllm_fl.federation.launcher import PrivateSuperLink
+
+        try:
+            with (
+                _termination_as_interrupt(),
+                PrivateSuperLink(threads=self.config.threads) as superlink,
+            ):
+                self._embed(dataset)
+                outcome = self._follow(superlink, supernodes)
+        except KeyboardInterrupt:
+            self._interrupted()
+        except BaseException as error:
+            close_run(self.folder, "failed", str(error))
+            raise
+        finally:
+            self._keep_log()
+        if outcome.status == "stopped":
+            self._interrupted()
+        if outcome.status != "completed":
+            self._failed(outcome)
+
+    def _follow(self, superlink: "PrivateSuperLink", supernodes: int) -> "Outcome":
+        tail = EventTail(self.folder / "metrics.jsonl", since=time.time())
+        with RoundProgress(self.console, tail) as progress:
+
+            def tick() -> None:
+                self._keep_log()
+                progress.update()
+
+            return superlink.run(
+                app_directory(),
+                self.config.to_run_config(),
+                supernodes=supernodes,
+                gpus=self.gpus,
+                log=self.log,
+                tick=tick,
+            )
+
+    def _embed(self, dataset: "PreferenceDataset") -> None:
+        from rich.progress import Progress
+
+        from pluralllm_fl.workspace import text_embedder
+
+        started = time.monotonic()
+        with Progress(console=self.console, transient=True, disable=not sys.stdout.isatty()) as bar:
+            task = bar.add_task("embedding", total=None)
+            table = text_embedder(self.config).embed(
+                dataset.questions, lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        seconds = duration(time.monotonic() - started)
+        labelled(self.console, "embedding", f"{len(table.vectors)} texts ready in {seconds}")
+
+    def _header(
+        self,
+        dataset: "PreferenceDataset",
+        seen: tuple[str, ...],
+        unseen: tuple[str, ...],
+        uniform: dict[str, float],
+    ) -> None:
+        def reference(values: "dict[str, float]") -> str:
+            sides = {"seen": seen, "unseen": unseen}
+            return ", ".join(
+                f"{side} {sum(values[g] for g in groups) / len(groups):.4f}"
+                for side, groups in sides.items()
+                if groups
+            )
+
+        console = self.console
+        questions = {q for g in seen + unseen for q in dataset.groups[g].answers}
+        console.print(f"PluralLLM-FL {__version__}", style="bold", highlight=False)
+        labelled(console, "data", f"{dataset.name}: {len(questions)} questions")
+        if dataset.skipped:
+            counts = ", ".join(f"{count} {reason}" for reason, count in dataset.skipped.items())
+            labelled(console, "", f"rows left out: {counts}")
+        labelled(console, "seen", f"{len(seen)} groups: {'; '.join(seen)}")
+        labelled(console, "unseen", f"{len(unseen)} groups: {'; '.join(unseen)}".rstrip(": "))
+        labelled(console, "uniform", f"alignment {reference(uniform)}")
+        if dataset.ceiling is not None:
+            labelled(console, "ceiling", f"alignment {reference(dict(dataset.ceiling))}")
+        labelled(console, "output", self.folder)
+
+    def _finish(self, uniform: dict[str, float]) -> None:
+        """Show the results, then write diagnostics and report."""
+        import torch
+
+        from pluralllm_fl.diagnostics import write_diagnostics
+        from pluralllm_fl.report import write_report
+
+        # The predictor is small: more threads only wait for each other (10x on a busy machine).
+        torch.set_num_threads(self.config.threads)
+        summary = read_json(self.folder / "summary.json")
+        blocks = {side: summary.get(side) for side in ("seen", "unseen")}
+        self.console.print()
+        show_groups(self.console, blocks, uniform)
+        self.console.print()
+        show_summary(self.console, blocks)
+        show_diagnostics(self.console, write_diagnostics(self.folder))
+        elapsed = duration(time.monotonic() - self.started)
+        labelled(
+            self.console, "time", f"{elapsed}, of it {duration(summary['wall_seconds'])} rounds"
+        )
+        labelled(self.console, "report", write_report(self.folder))
+
+    def _failed(self, outcome: "Outcome") -> None:
+        from pluralllm_fl.federation.launcher import last_lines
+
+        recorded = None
+        if (self.folder / "run.json").is_file():
+            recorded = read_json(self.folder / "run.json").get("error")
+        cause = recorded or outcome.details or last_lines(self.log) or "no reason given"
+        close_run(self.folder, "failed", cause)
+        show_error(FederationError(cause), f"Flower's log: {self.log}", *self._resume_hint())
+        if self.verbose:
+            messages().print(last_lines(self.log, 200), markup=False, highlight=False)
+        raise typer.Exit(FAILURE)
+
+    def _interrupted(self) -> None:
+        close_run(self.folder, "interrupted", None)
+        hints = self._resume_hint() or ["No round was completed: there is nothing to resume."]
+        for line in ["Interrupted.", *hints]:
+            messages().print(line, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+
+    def _resume_hint(self) -> list[str]:
+        if not any((self.folder / "checkpoints").glob("round-*")):
+            return []
+        program = "python simulation.py"
+        if Path(sys.argv[0]).name.startswith("pluralllm"):
+            program = "pluralllm simulate"
+        return [f"Continue it with: {program} --resume {self.folder}"]
+
+    def _keep_log(self) -> None:
+        """Move Flower's log into the run folder once the server made it (it must be empty)."""
+        if self.log.parent != self.folder and (self.folder / "run.json").is_file():
+            with contextlib.suppress(FileNotFoundError):
+                self.log = self.log.replace(self.folder / "flower.log")
+
+
+def _check_gpus(config: RunConfig, gpus: float) -> None:
+    if config.device == "cuda" and not gpus:
+        raise ConfigError(
+            "device = 'cuda', but the nodes get no GPU: add --gpus 0.25 (a share per node)."
+        )
+    if gpus and "RAY_ADDRESS" not in os.environ:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError(f"--gpus {gpus:g}: no CUDA device is usable here; leave --gpus out.")
+
+
+def _uniform_alignment(dataset: "PreferenceDataset", group: str) -> float:
+    import numpy as np
+
+    from pluralllm_fl.metrics import alignment, uniform_like
+
+    answers = list(dataset.groups[group].answers.values())
+    question = np.repeat(np.arange(len(answers)), [len(p) for p in answers])
+    return float(alignment(uniform_like(question), np.concatenate(answers), question).mean())
+
+
+@contextlib.contextmanager
+def _writable(output_dir: Path, folder: Path, *, resumed: bool) -> Iterator[None]:
+    """Make sure that the run can be written; leave no empty folder behind if it fails."""
+    made = [p for p in (output_dir, *output_dir.parents) if not p.exists()]
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ArtefactError(
+            f"Cannot write to output-dir {output_dir}: {error.strerror or error}. "
+            "Choose another with --output-dir."
+        ) from None
+    if not resumed and folder.exists() and any(folder.iterdir()):
+        raise ArtefactError(
+            f"{folder} is not empty. Choose another run-name, or continue that run with "
+            f"--resume {folder}."
+        )
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM and a closed terminal like Ctrl-C, so that the run is cleaned up."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

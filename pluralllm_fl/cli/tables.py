@@ -1,0 +1,110 @@
+"""What the terminal shows of results: group tables, fairness, references, bars."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pluralllm_fl.cli.console import labelled
+
+Block = Mapping[str, Any]
+
+
+def show_groups(
+    console: Console,
+    blocks: Mapping[str, Block | None],
+    uniform: Mapping[str, float] | None = None,
+) -> None:
+    """Print every group's alignment with its 95% interval, best first within each side.
+
+    Parameters
+    ----------
+    console : Console
+    blocks : mapping of str to block or None
+        Side ("seen", "unseen") -> its scores.
+    uniform : mapping of str to float, optional
+        Alignment of the uniform prediction per group.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("group")
+    table.add_column("")
+    for title in ("alignment", "95% interval", "questions"):
+        table.add_column(title, justify="right")
+    if uniform is not None:
+        table.add_column("uniform", justify="right")
+    for side, block in blocks.items():
+        for group in _ranked(block or {}):
+            scores = block or {}
+            low, high = scores["intervals"][group]
+            row = [
+                escape(group),
+                side,
+                f"{scores['by_group'][group]:.4f}",
+                f"{low:.4f} – {high:.4f}",
+                str(scores["questions"][group]),
+            ]
+            table.add_row(*row, *([f"{uniform[group]:.4f}"] if uniform is not None else []))
+    console.print(table)
+
+
+def show_summary(console: Console, blocks: Mapping[str, Block | None]) -> None:
+    """Print the means and the fairness of each side."""
+    for side, block in blocks.items():
+        if not block:
+            continue
+        low, high = block["interval"]
+        lines = [
+            f"alignment {block['alignment']:.4f} ({low:.4f} – {high:.4f}), "
+            f"uniform {block['uniform']:.4f}"
+        ]
+        if test := block.get("test_questions"):
+            lines.append(
+                f"alignment {test['alignment']:.4f}, uniform {test['uniform']:.4f} "
+                "on test questions alone"
+            )
+        lines.append(
+            f"fairness: CoV {block['cov']:.4f}, 1/(1+CoV²) {block['fairness_index_cov2']:.4f}, "
+            f"1/(1+CoV) {block['fairness_index_cov']:.4f}, min {block['min']:.4f}"
+        )
+        labelled(console, side, *lines)
+
+
+def show_diagnostics(console: Console, diagnostics: Mapping[str, Any]) -> None:
+    """Print the references and whether the predictor uses its context."""
+    references = diagnostics.get("references") or {}
+    for name, title in (("seen_mean", "mean of seen"), ("ceiling", "ceiling")):
+        if text := _sides(references.get(name), "{:.4f}"):
+            labelled(console, "reference", f"{title}: {text}")
+    if text := _sides(diagnostics.get("context_gain"), "{:+.4f}"):
+        labelled(console, "context", f"gain over no context: {text}")
+    if text := _sides(diagnostics.get("wrong_context"), "{:+.4f}"):
+        labelled(console, "", f"own over another group's answers: {text}")
+
+
+def show_bars(console: Console, options: Sequence[str], distribution: Iterable[float]) -> None:
+    """Print one bar per option."""
+    probabilities = [float(p) for p in distribution]
+    label = max(12, console.width - 50)
+    width = 30
+    table = Table.grid(padding=(0, 1))
+    table.add_column(max_width=label, overflow="fold")
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for option, probability in zip(options, probabilities, strict=True):
+        eighths = round(probability * width * 8)
+        bar = "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+        table.add_row(Text(option), Text(f"{bar:<{width}}", style="cyan"), f"{probability:.1%}")
+    console.print(table)
+
+
+def _ranked(block: Block) -> list[str]:
+    scores: Mapping[str, float] = block.get("by_group", {})
+    return sorted(scores, key=lambda group: (-scores[group], group))
+
+
+def _sides(values: Mapping[str, float | None] | None, form: str) -> str:
+    given = [(side, value) for side, value in (values or {}).items() if value is not None]
+    return ", ".join(f"{side} {form.format(value)}" for side, value in given)

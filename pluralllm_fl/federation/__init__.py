@@ -1,0 +1,1 @@
+"""Everything that knows Flower: roster, grid guard, round loop, callbacks, checkpoints."""

@@ -1,0 +1,182 @@
+"""The run directory: run.json, metrics.jsonl, model/ and checkpoints/, written atomically."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pluralllm_fl.errors import ArtefactError
+
+Event = dict[str, Any]
+
+
+class RunDirectory:
+    """One run's artefacts under ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run: dict[str, Any] = {}
+
+    @property
+    def metrics(self) -> Path:
+        """The event log."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Make a new run directory.
+
+        Raises
+        ------
+        ArtefactError
+            If it exists and is not empty, or cannot be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise ArtefactError(
+                    f"{path} is not empty. Choose another run-name, or continue that run with "
+                    f'resume = "{path}".'
+                )
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open an existing run directory to resume it.
+
+        Raises
+        ------
+        ArtefactError
+            If there is no readable run.
+        """
+        directory = cls(path)
+        try:
+            directory.run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtefactError(f"{path} holds no run (run.json is missing).") from None
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"{path / 'run.json'} cannot be read: {error}.") from None
+        return directory
+
+    def update_run(self, **fields: Any) -> None:
+        """Set fields of run.json."""
+        self.run |= fields
+        self.write_json("run.json", self.run)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write one JSON file atomically; NaN is refused."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomic(self.path / name, (text + "\n").encode())
+
+    def append_event(self, event: Event) -> None:
+        """Append one line to metrics.jsonl; after a failed write the file is as before."""
+        line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            with self.metrics.open("ab") as file:
+                size = file.tell()
+                try:
+                    file.write(line)
+                    file.flush()
+                except OSError:
+                    os.truncate(self.metrics, size)
+                    raise
+        except OSError as error:
+            raise _cannot_write(self.metrics, error) from None
+
+    def rewind_events(self, last_round: int) -> None:
+        """Drop events of rounds after ``last_round``, of the old end and a torn last line."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_bytes().splitlines(keepends=True):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                break
+            if event["event"] != "run_finished" and event.get("round", 0) <= last_round:
+                kept.append(line)
+        write_atomic(self.metrics, b"".join(kept))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old or the new content, never a part.
+
+    Raises
+    ------
+    ArtefactError
+        If the file cannot be written; the old one is then untouched.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder, then rename it to ``path``.
+
+    Raises
+    ------
+    ArtefactError
+        If anything cannot be written; nothing is left behind and ``path`` is as before.
+    """
+    temporary, old = (path.parent / f".{path.name}.{os.getpid()}{end}" for end in ("", ".old"))
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        for file in temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        _sync(temporary)
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    except Exception as error:
+        # safetensors reports a full disk as its own error class
+        if "os error" in str(error).lower():
+            raise ArtefactError(f"Cannot write {path}: {error}.") from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(path: Path, error: OSError) -> ArtefactError:
+    return ArtefactError(
+        f"Cannot write {path}: {error.strerror or error}. Free space or choose another output-dir."
+    )

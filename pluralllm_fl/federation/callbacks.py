@@ -1,0 +1,141 @@
+"""What happens beside training: event log, checkpoints, early stopping."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pluralllm_fl.federation import checkpoint, strategy_state
+from pluralllm_fl.federation.artefacts import Event, RunDirectory
+from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
+from pluralllm_fl.federation.records import Arrays
+
+if TYPE_CHECKING:
+    from pluralllm_fl.federation.loop import RoundLoop
+
+logger = logging.getLogger("flwr.pluralllm_fl")
+
+
+class Callback:
+    """Base: do nothing. Events are those of metrics.jsonl."""
+
+    def on_event(self, loop: RoundLoop, event: Event) -> None:
+        """Take note of an event; called in order."""
+
+    def on_round_end(self, loop: RoundLoop) -> None:
+        """Act after a round (0: before the first) and its evaluation are complete."""
+
+
+class MetricsLog(Callback):
+    """Append every event to metrics.jsonl and say the main ones in the log."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+
+    def on_event(self, loop: RoundLoop, event: Event) -> None:
+        """Append the event."""
+        self.directory.append_event(event)
+        total = loop.config.num_server_rounds
+        if event["event"] == "round":
+            loss = event["train_loss"]
+            shown = "no training" if loss is None else f"train loss {loss:.4f}"
+            logger.info("Round %d/%d: %s", event["round"], total, shown)
+        elif event["event"] == "evaluation":
+            parts = [
+                f"{side} {event[side]['alignment']:.4f}"
+                for side in ("seen", "unseen")
+                if event[side]
+            ]
+            logger.info("Round %d/%d: alignment %s", event["round"], total, ", ".join(parts))
+
+
+class EarlyStopping(Callback):
+    """Stop when validation alignment of the seen groups does not rise; keep the best model.
+
+    Parameters
+    ----------
+    patience : int
+        Evaluations without improvement before the run stops.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best: float | None = None
+        self.best_round = 0
+        self.best_arrays: Arrays = {}
+        self.best_evaluation: Event | None = None
+        self.without_gain = 0
+        self.stopped = False
+
+    def on_event(self, loop: RoundLoop, event: Event) -> None:
+        """Compare an evaluation with the best one."""
+        score = event.get("validation_alignment")
+        if event["event"] != "evaluation" or score is None or loop.finished:
+            return
+        if self.best is None or score > self.best:
+            self.best, self.best_round, self.without_gain = score, event["round"], 0
+            self.best_arrays = dict(loop.progress.arrays)
+            self.best_evaluation = event
+        else:
+            self.without_gain += 1
+            self.stopped = self.without_gain >= self.patience
+
+    def on_round_end(self, loop: RoundLoop) -> None:
+        """Ask the loop to stop."""
+        if self.stopped and not loop.stop:
+            loop.stop = True
+            loop.emit("early_stopped", round=loop.progress.round, best_round=self.best_round)
+
+    def state(self) -> Event:
+        """Return what a checkpoint must hold, arrays aside."""
+        names = ("best", "best_round", "best_evaluation", "without_gain", "stopped")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, state: Event, best_arrays: Arrays) -> None:
+        """Set the state from a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.best_arrays = best_arrays
+
+
+class CheckpointWriter(Callback):
+    """Write a checkpoint every so many rounds, and on demand the last completed round's.
+
+    Register it after `EarlyStopping`, whose state it saves.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, every: int, stopping: EarlyStopping | None = None
+    ) -> None:
+        self.directory = directory
+        self.every = every
+        self.stopping = stopping
+        self.pending: Checkpoint | None = None
+        self._warned = False
+
+    def on_round_end(self, loop: RoundLoop) -> None:
+        """Copy the state; write it if due."""
+        p = loop.progress
+        tree, arrays = strategy_state.capture(loop.strategy)
+        if not self._warned and (names := strategy_state.unsupported(tree)):
+            self._warned = True
+            logger.warning(
+                "Strategy state in %s cannot be saved: this run cannot be resumed.",
+                ", ".join(names),
+            )
+        self.pending = Checkpoint(
+            progress=Progress(**{name: getattr(p, name) for name in Progress.__slots__}),
+            strategy=tree,
+            strategy_arrays=arrays,
+            stopping=self.stopping.state() if self.stopping else {},
+            best_arrays=self.stopping.best_arrays if self.stopping else {},
+        )
+        if p.round % self.every == 0 or p.round == loop.config.num_server_rounds or loop.stop:
+            self.flush(loop)
+
+    def flush(self, loop: RoundLoop) -> None:
+        """Write the last completed round's state unless that was done."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            checkpoint.write(self.directory.checkpoints, pending)
+            loop.emit("checkpoint", round=pending.progress.round)

@@ -1,0 +1,149 @@
+"""Checkpoints: the state after a completed round, checked on reading."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.federation.artefacts import Event, write_directory
+from pluralllm_fl.federation.records import Arrays
+
+SCHEMA = 1
+KEEP = 2
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the round loop knows after ``round`` rounds; seconds and bytes of the whole run."""
+
+    arrays: Arrays
+    round: int = 0
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    aggregated_rounds: int = 0
+    evaluation: Event | None = None
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A `Progress` with the states of strategy and early stopping (JSON and arrays each)."""
+
+    progress: Progress
+    strategy: dict[str, Any]
+    strategy_arrays: Arrays
+    stopping: dict[str, Any] = field(default_factory=dict)
+    best_arrays: Arrays = field(default_factory=dict)
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``round-NNNN`` atomically and drop all but the newest checkpoints."""
+    p = checkpoint.progress
+    files = {
+        "arrays.safetensors": save_arrays(p.arrays),
+        "strategy.safetensors": save_arrays(checkpoint.strategy_arrays),
+    }
+    if checkpoint.best_arrays:
+        files["best.safetensors"] = save_arrays(checkpoint.best_arrays)
+    body: dict[str, Any] = {
+        "schema": SCHEMA,
+        "round": p.round,
+        "seconds": p.seconds,
+        "bytes_up": p.bytes_up,
+        "bytes_down": p.bytes_down,
+        "aggregated_rounds": p.aggregated_rounds,
+        "evaluation": p.evaluation,
+        "array_names": list(p.arrays),
+        "strategy": checkpoint.strategy,
+        "early_stopping": checkpoint.stopping,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    body["sha256"] = _digest(body)
+
+    def fill(temporary: Path) -> None:
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        (temporary / "state.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+    path = folder / f"round-{p.round:04d}"
+    write_directory(path, fill)
+    for old in _listed(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def newest(folder: Path) -> Path:
+    """Return the checkpoint of the last completed round.
+
+    Raises
+    ------
+    ArtefactError
+        If there is none.
+    """
+    paths = _listed(folder)
+    if not paths:
+        raise ArtefactError(f"{folder} holds no checkpoint: the run cannot be resumed.")
+    return paths[-1]
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises
+    ------
+    ArtefactError
+        If a file is missing, truncated or changed.
+    """
+    try:
+        body = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if body.get("schema") != SCHEMA:
+            raise _damaged(path, f"schema {body.get('schema')} is not {SCHEMA}")
+        if body.pop("sha256", None) != _digest(body):
+            raise _damaged(path, "state.json was changed")
+        arrays = {}
+        for name, digest in body["files"].items():
+            data = (path / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise _damaged(path, f"{name} is truncated or was changed")
+            arrays[name] = load_arrays(data)
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise _damaged(path, str(error)) from None
+    names = body["array_names"]
+    model = arrays["arrays.safetensors"]
+    best = arrays.get("best.safetensors", {})
+    progress = Progress(
+        arrays={name: model[name] for name in names},
+        round=body["round"],
+        seconds=body["seconds"],
+        bytes_up=body["bytes_up"],
+        bytes_down=body["bytes_down"],
+        aggregated_rounds=body["aggregated_rounds"],
+        evaluation=body["evaluation"],
+    )
+    return Checkpoint(
+        progress=progress,
+        strategy=body["strategy"],
+        strategy_arrays=arrays["strategy.safetensors"],
+        stopping=body["early_stopping"],
+        best_arrays={name: best[name] for name in names} if best else {},
+    )
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> ArtefactError:
+    return ArtefactError(
+        f"Checkpoint {path} is damaged: {reason}. Delete that folder to resume from the one before."
+    )

@@ -1,0 +1,131 @@
+"""Checks of one node's reply before any strategy sees it."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+from pluralllm_fl.federation.records import Arrays, to_arrays, to_record, update_norm
+
+TRAIN_KEYS = frozenset({"num-examples", "train-loss", "questions", "seconds"})
+SPLITS = ("all", "train", "validation", "test")
+EVALUATE_KEYS = frozenset(
+    {"num-examples"}
+    | {f"{s}-{k}" for s in SPLITS for k in ("alignment", "low", "high", "uniform", "questions")}
+)
+# No survey has more answers; a larger weight would silence every other group.
+MAX_WEIGHT = 1e12
+
+
+class BadReply(Exception):  # noqa: N818 - a verdict on a reply, not an error of the program
+    """A reply that must not be aggregated, with the reason."""
+
+
+def train_reply(
+    content: RecordDict, reference: Arrays, *, weight_key: str, max_update_norm: float
+) -> RecordDict:
+    """Return a checked copy of a training reply, its arrays in the reference's order.
+
+    Stock strategies such as Krum and QFedAvg pair arrays by position, so order matters.
+
+    Raises
+    ------
+    BadReply
+        For wrong records, names, shapes or dtypes, NaN or infinite values, an impossible weight,
+        or an update whose L2 norm exceeds ``max_update_norm`` (0: no limit).
+    """
+    if set(content.array_records) != {"arrays"}:
+        raise BadReply(f"array records {sorted(content.array_records)} instead of ['arrays']")
+    metrics = _metrics(content, ("train-loss", weight_key))
+    weight = metrics[weight_key]
+    if isinstance(weight, list) or not 0 < weight <= MAX_WEIGHT:
+        raise BadReply(f"{weight_key} = {weight} is no possible weight")
+    arrays = _arrays(content.array_records["arrays"], reference)
+    if max_update_norm:
+        norm = update_norm(arrays, reference)
+        if not norm <= max_update_norm:
+            raise BadReply(f"update norm {norm:.4g} exceeds max-update-norm = {max_update_norm:g}")
+    return RecordDict({"arrays": to_record(arrays), "metrics": metrics})
+
+
+def evaluate_reply(content: RecordDict) -> RecordDict:
+    """Return a checked copy of an evaluation reply.
+
+    Raises
+    ------
+    BadReply
+        For wrong records, missing keys, NaN or infinite values, or an alignment outside 0..1.
+    """
+    metrics = _metrics(content, EVALUATE_KEYS)
+    for split in SPLITS:
+        if not 0 <= _number(metrics, f"{split}-alignment") <= 1:
+            raise BadReply(f"{split}-alignment = {metrics[f'{split}-alignment']} is not in 0..1")
+        if _number(metrics, f"{split}-questions") < 0:
+            raise BadReply(f"{split}-questions = {metrics[f'{split}-questions']} is negative")
+    if not 0 < _number(metrics, "num-examples") <= MAX_WEIGHT:
+        raise BadReply(f"num-examples = {metrics['num-examples']} is no possible weight")
+    return RecordDict({"metrics": metrics})
+
+
+def odd_keys(replies: Mapping[str, RecordDict], expected: Iterable[str]) -> dict[str, str]:
+    """Find replies whose metric keys differ from most others': a reason by group.
+
+    Stock aggregation raises unless all replies have the same keys. In a tie the keys of our own
+    nodes win.
+    """
+    shapes = {group: _shape(content["metrics"]) for group, content in replies.items()}
+    if len(set(shapes.values())) <= 1:
+        return {}
+    ours = frozenset((key, 0) for key in expected)
+    counts = Counter(shapes.values())
+    usual = max(counts, key=lambda s: (counts[s], -len(s ^ ours), sorted(s)))
+    return {
+        group: f"metrics {sorted({key for key, _ in shape ^ usual})} differ from the other nodes'"
+        for group, shape in shapes.items()
+        if shape != usual
+    }
+
+
+def _metrics(content: RecordDict, required: Iterable[str]) -> MetricRecord:
+    if set(content.metric_records) != {"metrics"}:
+        raise BadReply(f"metric records {sorted(content.metric_records)} instead of ['metrics']")
+    metrics = content.metric_records["metrics"]
+    if missing := sorted(set(required) - set(metrics)):
+        raise BadReply(f"metrics lack {', '.join(missing)}")
+    for key, value in metrics.items():
+        if not all(math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
+            raise BadReply(f"metric {key} = {value} is not finite")
+    return metrics.copy()
+
+
+def _number(metrics: MetricRecord, key: str) -> float:
+    value = metrics[key]
+    if isinstance(value, list):
+        raise BadReply(f"metric {key} is a list")
+    return float(value)
+
+
+def _arrays(record: ArrayRecord, reference: Arrays) -> Arrays:
+    if set(record) != set(reference):
+        odd = sorted(set(record) ^ set(reference))
+        raise BadReply(f"array names differ from the model's: {', '.join(odd[:5])}")
+    try:
+        received = to_arrays(record)
+    except Exception as error:  # a node can send any bytes
+        raise BadReply(f"arrays cannot be decoded ({error})") from None
+    for name, expected in reference.items():
+        value = received[name]
+        if value.shape != expected.shape:
+            raise BadReply(f"array {name} has shape {value.shape} instead of {expected.shape}")
+        if value.dtype != expected.dtype:
+            raise BadReply(f"array {name} has dtype {value.dtype} instead of {expected.dtype}")
+        if not np.isfinite(value).all():
+            raise BadReply(f"array {name} holds NaN or infinite values")
+    return {name: received[name] for name in reference}
+
+
+def _shape(metrics: object) -> frozenset[tuple[str, int]]:
+    assert isinstance(metrics, MetricRecord)
+    return frozenset((k, len(v) if isinstance(v, list) else 0) for k, v in metrics.items())

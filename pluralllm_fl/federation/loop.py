@@ -1,0 +1,320 @@
+"""The round loop: a stock strategy's four hooks, with guarded replies and per-group results."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp.strategy import Strategy
+
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.errors import FederationError, PluralLLMError
+from pluralllm_fl.federation import checks, results
+from pluralllm_fl.federation.artefacts import Event
+from pluralllm_fl.federation.callbacks import Callback
+from pluralllm_fl.federation.checkpoint import Progress
+from pluralllm_fl.federation.guard import GuardedGrid, Outcome
+from pluralllm_fl.federation.records import Arrays, seeded, to_arrays, to_record
+from pluralllm_fl.federation.strategies import innermost, is_private
+
+logger = logging.getLogger("flwr.pluralllm_fl")
+
+LearningRate = Callable[[RunConfig, int], float]
+
+
+class RoundLoop:
+    """Trains and evaluates round by round from ``progress`` to the end.
+
+    Parameters
+    ----------
+    grid : GuardedGrid
+        The federation.
+    strategy : Strategy
+        Any Flower strategy; only its four hooks are called.
+    config : RunConfig
+        Rounds, limits, evaluation interval and seed.
+    progress : Progress
+        Where to start: the initial model, or a checkpoint's.
+    learning_rate_at : callable
+        ``(config, round) -> learning rate`` of a round.
+    callbacks : sequence of Callback
+        Called in this order.
+    """
+
+    def __init__(
+        self,
+        grid: GuardedGrid,
+        strategy: Strategy,
+        config: RunConfig,
+        progress: Progress,
+        learning_rate_at: LearningRate,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.grid = grid
+        self.strategy = strategy
+        self.config = config
+        self.progress = progress
+        self.learning_rate_at = learning_rate_at
+        self.callbacks = callbacks
+        self.stop = False
+        self.finished = False
+        self.fresh = progress.evaluation is None and progress.round == 0
+        self._dropped: dict[str, str] = {}
+        self._weight_key = str(getattr(innermost(strategy), "weighted_by_key", "num-examples"))
+
+    def run(self) -> None:
+        """Run the remaining rounds.
+
+        Raises
+        ------
+        FederationError
+            If a round has too few good replies after its retries, or the strategy fails.
+        """
+        rounds = self.config.num_server_rounds
+        if self.fresh:
+            self.evaluate(0)
+            self._end_round()
+        for server_round in range(self.progress.round + 1, rounds + 1):
+            if self.stop:
+                break
+            self.train(server_round)
+            self.progress.round = server_round
+            if server_round % self.config.evaluate_every == 0 or server_round == rounds:
+                self.evaluate(server_round)
+            self._end_round()
+        if not self.progress.aggregated_rounds:
+            raise FederationError(
+                f"Strategy '{self.config.strategy}' never aggregated a round: the model is the "
+                "initial one. The log says why."
+            )
+
+    def finish(self, arrays: Arrays | None, evaluation: Event | None) -> None:
+        """Choose the final model: the given one, else the last; evaluate it on every group."""
+        self.finished = True
+        chosen = self.progress.round
+        if arrays is not None and evaluation is not None:
+            self.progress.arrays, self.progress.evaluation = arrays, evaluation
+            chosen = evaluation["round"]
+        last, groups = self.progress.evaluation, {n.group for n in self.grid.roster.nodes}
+        whole = chosen in (0, self.config.num_server_rounds)
+        if last is None or last["round"] != chosen or not (whole or results.groups(last) == groups):
+            self.evaluate(chosen, everyone=True)
+
+    def emit(self, event: str, **fields: Any) -> Event:
+        """Hand an event to every callback."""
+        record = {"event": event, "time": time.time(), **fields}
+        for callback in self.callbacks:
+            callback.on_event(self, record)
+        return record
+
+    def train(self, server_round: int) -> None:
+        """Run one training round on the global model."""
+        start = time.monotonic()
+        rate = self.learning_rate_at(self.config, server_round)
+        config = ConfigRecord(
+            {
+                "server-round": server_round,
+                "learning-rate": rate,
+                "local-steps": self.config.local_steps,
+                "seed": self.config.seed,
+            }
+        )
+        self.grid.open_phase(train=True)
+        messages = self._configure("train", server_round, config)
+        replies = self._gather(
+            messages, server_round, train=True, attempts=1 + self.config.round_retries
+        )
+        by_group = {
+            o.node.group: results.training(content, self._weight_key) for o, content in replies
+        }
+        self._aggregate(server_round, [_reply(o, content) for o, content in replies])
+        self.emit(
+            "round",
+            round=server_round,
+            train_loss=results.weighted_loss(by_group),
+            learning_rate=rate,
+            by_group=by_group,
+            **self._account(start),
+        )
+
+    def evaluate(self, server_round: int, *, everyone: bool = False) -> None:
+        """Evaluate the global model on the nodes that the strategy picks, or on all.
+
+        The initial and the last model are evaluated on every node, whatever the strategy's
+        fraction_evaluate.
+        """
+        start = time.monotonic()
+        last = server_round in (0, self.config.num_server_rounds) or everyone
+        config = ConfigRecord(
+            {
+                "server-round": server_round,
+                "seed": self.config.seed,
+                "context-questions": self.config.context_questions,
+            }
+        )
+        self.grid.open_phase(train=False)
+        messages = self._configure("evaluate", server_round, config)
+        if last:
+            asked = {message.metadata.dst_node_id for message in messages}
+            content = RecordDict({"arrays": to_record(self.progress.arrays), "config": config})
+            messages += [
+                Message(content, dst_node_id=rank, message_type=MessageType.EVALUATE)
+                for rank in self.grid.roster.ranks(train=False)
+                if rank not in asked
+            ]
+        replies = self._gather(
+            messages, server_round, train=False, attempts=2 if last and server_round else 1
+        )
+        if replies:
+            self._call("aggregate_evaluate", server_round, [_reply(o, c) for o, c in replies])
+        scores = {o.node.group: c.metric_records["metrics"] for o, c in replies}
+        self.progress.evaluation = self.emit(
+            "evaluation",
+            round=server_round,
+            **self._account(start),
+            **results.evaluation(scores, self.grid.roster),
+        )
+
+    def _configure(self, phase: str, server_round: int, config: ConfigRecord) -> list[Message]:
+        record = to_record(self.progress.arrays)
+        with seeded(self.config.seed, server_round, phase):
+            hook = f"configure_{phase}"
+            return list(self._call(hook, server_round, record, config, self.grid))
+
+    def _gather(
+        self, messages: list[Message], server_round: int, *, train: bool, attempts: int
+    ) -> list[tuple[Outcome, RecordDict]]:
+        """Exchange messages until enough good replies are there.
+
+        A retry asks again only the nodes without a good reply: nodes keep no state, so a second
+        answer of the others would be the same.
+        """
+        needed = min(self.config.min_nodes, len(messages)) if train else len(messages)
+        good: list[tuple[Outcome, RecordDict]] = []
+        for attempt in range(attempts):
+            if attempt:
+                if train:
+                    self.emit("round_retried", round=server_round, attempt=attempt,
+                              good=len(good), needed=needed)  # fmt: skip
+                done = {id(outcome.message) for outcome, _ in good}
+                messages = [m for m in messages if id(m) not in done]
+                nodes = self.grid.roster.nodes
+                missing = [nodes[m.metadata.dst_node_id - 1].group for m in messages]
+                self.grid.await_nodes(missing, self.config.join_timeout)
+            good += self._checked(self.grid.exchange(messages), server_round, train=train)
+            good = self._consistent(good, server_round, train=train)
+            if len(good) >= needed:
+                break
+        if train and len(good) < needed:
+            raise FederationError(
+                f"Round {server_round}: only {len(good)} good replies of {needed} needed "
+                f"(min-nodes) after {attempts} attempt(s). Reasons: {self._reasons}. Mend these "
+                "nodes and resume, or lower min-nodes."
+            )
+        return sorted(good, key=lambda pair: pair[0].node.group)
+
+    def _checked(
+        self, outcomes: list[Outcome], server_round: int, *, train: bool
+    ) -> list[tuple[Outcome, RecordDict]]:
+        good = []
+        self._dropped = {}
+        for outcome in outcomes:
+            try:
+                if outcome.content is None:
+                    raise checks.BadReply(outcome.problem)
+                content = (
+                    checks.train_reply(
+                        outcome.content,
+                        self.progress.arrays,
+                        weight_key=self._weight_key,
+                        max_update_norm=self.config.max_update_norm,
+                    )
+                    if train
+                    else checks.evaluate_reply(outcome.content)
+                )
+                good.append((outcome, content))
+            except checks.BadReply as reason:
+                self._drop(outcome.node.group, str(reason), server_round, train=train)
+            outcome.content = None  # free the arrays that were received
+        return good
+
+    def _consistent(
+        self, good: list[tuple[Outcome, RecordDict]], server_round: int, *, train: bool
+    ) -> list[tuple[Outcome, RecordDict]]:
+        expected = checks.TRAIN_KEYS if train else checks.EVALUATE_KEYS
+        odd = checks.odd_keys({o.node.group: content for o, content in good}, expected)
+        for group, reason in odd.items():
+            self._drop(group, reason, server_round, train=train)
+        return [(o, content) for o, content in good if o.node.group not in odd]
+
+    def _drop(self, group: str, reason: str, server_round: int, *, train: bool) -> None:
+        self._dropped[group] = reason
+        phase = "train" if train else "evaluate"
+        logger.warning(
+            "Round %d: dropped the %s reply of '%s': %s", server_round, phase, group, reason
+        )
+        self.emit("reply_dropped", round=server_round, phase=phase, group=group, reason=reason)
+
+    @property
+    def _reasons(self) -> str:
+        return "; ".join(f"{group}: {reason}" for group, reason in sorted(self._dropped.items()))
+
+    def _aggregate(self, server_round: int, replies: list[Message]) -> None:
+        # Noise for privacy comes from the operating system: the run's seed is no secret.
+        entropy = np.random.SeedSequence().entropy if is_private(self.strategy) else ""
+        with seeded(self.config.seed, server_round, "aggregate", entropy):
+            record, _ = self._call("aggregate_train", server_round, replies)
+        if record is None:
+            logger.warning("Round %d: the strategy did not aggregate.", server_round)
+            return
+        self.progress.arrays = self._conform(record, server_round)
+        self.progress.aggregated_rounds += 1
+
+    def _conform(self, record: ArrayRecord, server_round: int) -> Arrays:
+        """Return the aggregate in the model's order and dtypes (FedAdam computes in float64)."""
+        arrays, model = to_arrays(record), self.progress.arrays
+        name = self.config.strategy
+        if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in model.items()}:
+            raise FederationError(
+                f"Round {server_round}: strategy '{name}' changed the names or shapes of arrays."
+            )
+        result = {k: arrays[k].astype(old.dtype, copy=False) for k, old in model.items()}
+        if bad := [k for k, value in result.items() if not np.isfinite(value).all()]:
+            raise FederationError(
+                f"Round {server_round}: strategy '{name}' produced NaN or infinite values in "
+                f"{bad[0]}. Try gentler strategy-args."
+            )
+        return result
+
+    def _call(self, hook: str, *args: Any) -> Any:
+        try:
+            return getattr(self.strategy, hook)(*args)
+        except PluralLLMError:
+            raise
+        except Exception as error:
+            raise FederationError(
+                f"Strategy '{self.config.strategy}' failed in {hook} of round {args[0]}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _account(self, start: float) -> Event:
+        seconds = time.monotonic() - start
+        self.progress.seconds += seconds
+        self.progress.bytes_up += self.grid.bytes_up
+        self.progress.bytes_down += self.grid.bytes_down
+        return {
+            "seconds": seconds,
+            "bytes_up": self.grid.bytes_up,
+            "bytes_down": self.grid.bytes_down,
+        }
+
+    def _end_round(self) -> None:
+        for callback in self.callbacks:
+            callback.on_round_end(self)
+
+
+def _reply(outcome: Outcome, content: RecordDict) -> Message:
+    """Return the checked content as a reply from the node's rank."""
+    return Message(content, reply_to=outcome.message)

@@ -1,0 +1,75 @@
+"""Per-group results out of checked replies, in the shape of metrics.jsonl."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import MetricRecord, RecordDict
+
+from pluralllm_fl.federation.artefacts import Event
+from pluralllm_fl.federation.roster import Roster
+from pluralllm_fl.metrics import group_block
+
+Scores = Mapping[str, MetricRecord]
+
+
+def training(content: RecordDict, weight_key: str) -> dict[str, float]:
+    """Return one group's training loss and aggregation weight."""
+    metrics = content.metric_records["metrics"]
+    return {"train_loss": _number(metrics, "train-loss"), "weight": _number(metrics, weight_key)}
+
+
+def weighted_loss(by_group: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Return the groups' mean training loss by aggregation weight; None without groups."""
+    total = sum(group["weight"] for group in by_group.values())
+    if not total:
+        return None
+    return sum(group["train_loss"] * group["weight"] for group in by_group.values()) / total
+
+
+def evaluation(scores: Scores, roster: Roster) -> Event:
+    """Return the blocks of seen and unseen groups and the seen groups' validation alignment."""
+    validation = {
+        group: _number(scores[group], "validation-alignment")
+        for group in roster.seen
+        if group in scores and _number(scores[group], "validation-questions") > 0
+    }
+    return {
+        "seen": _side(scores, roster.seen),
+        "unseen": _side(scores, roster.unseen),
+        "validation_alignment": sum(validation.values()) / len(validation) if validation else None,
+    }
+
+
+def groups(event: Event) -> set[str]:
+    """Return the groups that an evaluation event covers."""
+    return {
+        group for side in ("seen", "unseen") if event[side] for group in event[side]["by_group"]
+    }
+
+
+def _side(scores: Scores, names: Iterable[str]) -> dict[str, Any] | None:
+    there = [group for group in names if group in scores]
+    block = _block(scores, there, "all")
+    return None if block is None else {**block, "test_questions": _block(scores, there, "test")}
+
+
+def _block(scores: Scores, names: Iterable[str], split: str) -> dict[str, Any] | None:
+    counts = {group: int(_number(scores[group], f"{split}-questions")) for group in names}
+    counts = {group: count for group, count in counts.items() if count}
+    if not counts:
+        return None
+    return group_block(
+        {group: _number(scores[group], f"{split}-alignment") for group in counts},
+        counts,
+        {group: _number(scores[group], f"{split}-uniform") for group in counts},
+        {
+            group: (_number(scores[group], f"{split}-low"), _number(scores[group], f"{split}-high"))
+            for group in counts
+        },
+    )
+
+
+def _number(metrics: MetricRecord, key: str) -> float:
+    value = metrics[key]
+    assert isinstance(value, int | float)  # checked when the reply came
+    return float(value)

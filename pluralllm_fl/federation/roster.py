@@ -1,0 +1,277 @@
+"""The roster: which node holds which group, in which role, before anything is trained."""
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from pluralllm_fl.errors import FederationError
+
+logger = logging.getLogger("flwr.pluralllm_fl")
+
+ROLES = ("train", "evaluate")
+_GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One organisation's node as it introduced itself; counts are questions."""
+
+    group: str
+    role: str
+    node_id: int
+    dimension: int
+    embedding: str
+    groups: int
+    supernodes: int
+    fingerprint: str
+    questions: int
+    train_questions: int
+    test_questions: int
+
+
+@dataclass(slots=True)
+class Roster:
+    """The nodes of a run, sorted by group name; a node's rank (from 1) is its place here."""
+
+    nodes: list[Node]
+
+    @property
+    def seen(self) -> list[str]:
+        """Groups that train."""
+        return [node.group for node in self.nodes if node.role == "train"]
+
+    @property
+    def unseen(self) -> list[str]:
+        """Groups that are only evaluated."""
+        return [node.group for node in self.nodes if node.role == "evaluate"]
+
+    @property
+    def dimension(self) -> int:
+        """Embedding dimension that all nodes agree on."""
+        return self.nodes[0].dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over the nodes' data fingerprints in order of group names."""
+        lines = "\n".join(f"{node.group}\t{node.role}\t{node.fingerprint}" for node in self.nodes)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def ranks(self, *, train: bool) -> list[int]:
+        """Return the ranks of the training nodes, or of all nodes."""
+        return [r for r, n in enumerate(self.nodes, 1) if not train or n.role == "train"]
+
+    def refresh(self, grid: Grid) -> set[int]:
+        """Find restarted nodes that came back with a new id; return the ids now online."""
+        online = set(grid.get_node_ids())
+        known = {node.node_id for node in self.nodes}
+        if not (online - known) or known <= online:
+            return online
+        lost = {n.group: i for i, n in enumerate(self.nodes) if n.node_id not in online}
+        query = _Query(grid)
+        deadline = time.monotonic() + 30
+        while query.open(online - known) and time.monotonic() < deadline:
+            pause()
+        for node in query.nodes.values():
+            place = lost.get(node.group)
+            old = None if place is None else self.nodes[place]
+            if place is not None and old is not None and node.fingerprint == old.fingerprint:
+                self.nodes[place] = replace(old, node_id=node.node_id)
+                logger.info("Node of group '%s' is back.", node.group)
+        return online
+
+
+def collect(grid: Grid, *, expected_nodes: int, join_timeout: float) -> Roster:
+    """Query every node until the expected number has answered.
+
+    Parameters
+    ----------
+    expected_nodes : int
+        Nodes to wait for; 0: the number of groups that a simulation's nodes report.
+    join_timeout : float
+        Seconds to wait.
+
+    Raises
+    ------
+    FederationError
+        If nodes are missing or cannot load their data, the number of simulated nodes is not the
+        number of groups, a group is there twice, no node trains, or dimensions differ.
+    """
+    query = _Query(grid)
+    deadline = time.monotonic() + join_timeout
+    while True:
+        query.open(grid.get_node_ids())
+        nodes = list(query.nodes.values())
+        _check_simulation(nodes, expected_nodes)
+        if query.errors and not query.pending:
+            raise FederationError(
+                f"{len(query.errors)} node(s) cannot take part: "
+                + "; ".join(sorted(set(query.errors.values())))
+            )
+        expected = expected_nodes or max((node.groups for node in nodes), default=0)
+        if nodes and not expected:
+            raise FederationError(
+                "The nodes do not say how many groups there are: set expected-nodes to the "
+                "number of organisations that take part."
+            )
+        late = time.monotonic() > deadline
+        if expected and len(nodes) >= expected and (late or not query.pending):
+            return _checked(nodes, expected)
+        if late:
+            raise FederationError(_missing(nodes, expected, join_timeout, query.errors))
+        pause()
+
+
+def reason_of(reply: Message) -> str:
+    """Return the node's own words from an error reply, without Python's decoration."""
+    reason = (reply.error.reason or f"error code {reply.error.code}").strip()
+    wrapped = re.fullmatch(r"<class '([\w.]+)'>:<'(.*)'>", reason, re.DOTALL)
+    if wrapped is None:
+        return reason
+    name, text = wrapped.groups()
+    if name.startswith("pluralllm_fl."):
+        return text
+    return f"{name.rsplit('.', 1)[-1]}: {text}"
+
+
+def pause(seconds: float = 0.1) -> None:
+    """Sleep between two looks at the grid; end this thread if Flower was told to stop.
+
+    In a simulation Flower runs the ServerApp in a second thread, which no signal reaches: when
+    SIGTERM or Ctrl-C ends the main thread, this is where the run notices.
+    """
+    time.sleep(seconds)
+    if not threading.main_thread().is_alive():
+        raise SystemExit("Flower was stopped")
+
+
+class _Query:
+    """Outstanding queries and the answers so far, by node id."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.nodes: dict[int, Node] = {}
+        self.errors: dict[int, str] = {}
+        self.pending: dict[str, int] = {}
+
+    def open(self, node_ids: Iterable[int]) -> bool:
+        """Ask nodes that were not asked yet, take in what came; True while some are open."""
+        asked = {*self.nodes, *self.errors, *self.pending.values()}
+        messages = [
+            Message(
+                RecordDict({"config": ConfigRecord()}),
+                dst_node_id=node_id,
+                message_type=MessageType.QUERY,
+            )
+            for node_id in node_ids
+            if node_id not in asked
+        ]
+        if messages:
+            self.grid.push_messages(messages)
+            self.pending |= {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        replies = self.grid.pull_messages(set(self.pending)) if self.pending else ()
+        for reply in replies:
+            node_id = self.pending.pop(reply.metadata.reply_to_message_id, None)
+            if node_id is not None:
+                self._take(node_id, reply)
+        return bool(self.pending)
+
+    def _take(self, node_id: int, reply: Message) -> None:
+        if reply.has_error():
+            # A node that just left is still listed for a while; it is not an error.
+            if reply.error.code not in _GONE:
+                self.errors[node_id] = reason_of(reply)
+            return
+        try:
+            self.nodes[node_id] = _parse(node_id, reply.content)
+        except (KeyError, TypeError, ValueError) as error:
+            self.errors[node_id] = f"unreadable introduction of a node ({error!r})"
+
+
+def _parse(node_id: int, content: RecordDict) -> Node:
+    roster, metrics = content.config_records["roster"], content.metric_records["metrics"]
+    node = Node(
+        group=str(roster["group"]),
+        role=str(roster["role"]),
+        node_id=node_id,
+        dimension=_count(roster["dimension"]),
+        embedding=str(roster.get("embedding", "")),
+        groups=_count(roster["groups"]),
+        supernodes=_count(roster.get("supernodes", 0)),
+        fingerprint=str(roster.get("fingerprint", "")),
+        questions=_count(metrics["questions"]),
+        train_questions=_count(metrics["train-questions"]),
+        test_questions=_count(metrics["test-questions"]),
+    )
+    if node.role not in ROLES:
+        raise ValueError(f"role '{node.role}'")
+    return node
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int | float) or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return int(value)
+
+
+def _check_simulation(nodes: list[Node], expected_nodes: int) -> None:
+    for node in nodes:
+        if node.groups and node.supernodes and node.supernodes != node.groups:
+            raise FederationError(_wrong_number(node.supernodes, node.groups))
+        if node.groups and not expected_nodes and len(nodes) > node.groups:
+            raise FederationError(_wrong_number(len(nodes), node.groups))
+
+
+def _checked(nodes: list[Node], expected: int) -> Roster:
+    nodes = sorted(nodes, key=lambda node: node.group)
+    counts = Counter(node.group for node in nodes)
+    if twice := sorted(group for group, count in counts.items() if count > 1):
+        raise FederationError(
+            f"Several nodes claim the same group: {', '.join(twice)}. Every node needs a group "
+            "of its own: check --node-config of these nodes."
+        )
+    if len(nodes) > expected:
+        raise FederationError(
+            f"{len(nodes)} nodes joined but expected-nodes = {expected}: "
+            f"{', '.join(node.group for node in nodes)}. Set expected-nodes to {len(nodes)} or "
+            "stop the others."
+        )
+    if not any(node.role == "train" for node in nodes):
+        raise FederationError(
+            "No node trains: every group is evaluate-only. Name at least one group in seen-groups."
+        )
+    if len({(node.dimension, node.embedding) for node in nodes}) > 1:
+        listed = ", ".join(f"{n.group}: {n.embedding} ({n.dimension} dimensions)" for n in nodes)
+        raise FederationError(
+            f"The nodes embed questions with different language models: {listed}. All nodes must "
+            "use the same embedding-model."
+        )
+    return Roster(nodes)
+
+
+def _wrong_number(supernodes: int, groups: int) -> str:
+    return (
+        f"The simulation has {supernodes} node(s) but the data set has {groups} groups, one node "
+        f'each. Run: flwr run . --federation-config "num-supernodes={groups} '
+        f'client-resources-num-cpus=1"'
+    )
+
+
+def _missing(nodes: list[Node], expected: int, timeout: float, errors: dict[int, str]) -> str:
+    simulated = next((node.groups for node in nodes if node.groups), 0)
+    if simulated and len(nodes) != simulated:
+        return _wrong_number(len(nodes), simulated)
+    joined = ", ".join(sorted(node.group for node in nodes)) or "none"
+    wanted = f"{expected} nodes" if expected else "any node"
+    text = f"Waited join-timeout = {timeout:g} s for {wanted}; joined: {joined}."
+    if errors:
+        text += f" Errors: {'; '.join(sorted(set(errors.values())))}."
+    return text + " Start the missing nodes, or set expected-nodes to the number that take part."

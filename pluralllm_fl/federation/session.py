@@ -1,0 +1,340 @@
+"""One run from configuration to artefacts: what the ServerApp does, without Flower's entry."""
+
+import importlib.metadata
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+
+from pluralllm_fl.config import RunConfig, Value, split_names
+from pluralllm_fl.errors import ConfigError, PluralLLMError
+from pluralllm_fl.federation import checkpoint, strategies, strategy_state, trackers
+from pluralllm_fl.federation.artefacts import RunDirectory, write_atomic, write_directory
+from pluralllm_fl.federation.callbacks import (
+    Callback,
+    CheckpointWriter,
+    EarlyStopping,
+    MetricsLog,
+)
+from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
+from pluralllm_fl.federation.guard import GuardedGrid
+from pluralllm_fl.federation.loop import LearningRate, RoundLoop
+from pluralllm_fl.federation.records import to_arrays, to_record
+from pluralllm_fl.federation.roster import Roster, collect
+
+logger = logging.getLogger("flwr.pluralllm_fl")
+
+# What a resumed run may change: nothing here touches the result of a round already done.
+FREE_ON_RESUME = frozenset(
+    {
+        "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
+        "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
+        "embedding-cache", "expected-nodes",
+    }
+)  # fmt: skip
+_PACKAGES = ("torch", "flwr", "ray", "numpy", "transformers")
+
+
+class Model(Protocol):
+    """What a run needs of a predictor."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors by name."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Set the tensors."""
+        ...
+
+    def save_pretrained(self, path: Path) -> Any:
+        """Write config.json and model.safetensors."""
+        ...
+
+
+def run_federation(
+    grid: Grid,
+    config: RunConfig,
+    build_model: Callable[[int], Model],
+    learning_rate_at: LearningRate,
+) -> Path:
+    """Run a federation and write its artefacts.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's connection to the nodes.
+    config : RunConfig
+        The run; with ``resume`` set, the run to continue.
+    build_model : callable
+        ``embedding dimension -> model`` with the initial parameters.
+    learning_rate_at : callable
+        ``(config, round) -> learning rate``.
+
+    Returns
+    -------
+    Path
+        The run directory. However the run ends, its run.json says so.
+    """
+    directory, start = _resume(config) if config.resume else (_create(config), None)
+    session = _Session(grid, config, directory, start)
+    try:
+        session.run(build_model, learning_rate_at)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        session.close("interrupted", f'Interrupted. Continue with resume = "{directory.path}".')
+        raise
+    except BaseException as error:
+        text = (
+            str(error) if isinstance(error, PluralLLMError) else f"{type(error).__name__}: {error}"
+        )
+        session.close("failed", text)
+        raise
+    session.close("completed", None)
+    return directory.path
+
+
+class _Session:
+    """The parts of one run that must be closed whatever happens."""
+
+    def __init__(
+        self, grid: Grid, config: RunConfig, directory: RunDirectory, start: Checkpoint | None
+    ) -> None:
+        self.grid = grid
+        self.config = config
+        self.directory = directory
+        self.start = start
+        self.loop: RoundLoop | None = None
+        self.writer: CheckpointWriter | None = None
+
+    def run(self, build_model: Callable[[int], Model], learning_rate_at: LearningRate) -> None:
+        config, directory = self.config, self.directory
+        roster = collect(
+            self.grid, expected_nodes=config.expected_nodes, join_timeout=config.join_timeout
+        )
+        _record_roster(directory, roster, resumed=self.start is not None)
+        model = build_model(roster.dimension)
+        stopping, callbacks = self._callbacks()
+        loop = self.loop = self._loop(roster, model, learning_rate_at, callbacks)
+        if self.start is not None and stopping is not None:
+            stopping.load(self.start.stopping, self.start.best_arrays)
+            loop.stop = stopping.stopped
+        self._announce(loop, roster)
+        loop.run()
+        if stopping is not None:
+            loop.finish(stopping.best_arrays or None, stopping.best_evaluation)
+        else:
+            loop.finish(None, None)
+        _save_model(directory, model, loop)
+        _save_summary(directory, loop.progress)
+
+    def close(self, status: str, error: str | None) -> None:
+        """Save the last completed round and say how the run ended, as far as can be written."""
+        steps: list[Callable[[], Any]] = []
+        if status != "completed":
+            steps += [self._flush]
+        steps += [
+            lambda: self.directory.update_run(
+                status=status,
+                error=error,
+                finished=_now(),
+                completed_rounds=self.loop.progress.round if self.loop else self._first - 1,
+            ),
+            lambda: self._finish_event(status, error),
+        ]
+        for step in steps:
+            try:
+                step()
+            except PluralLLMError as problem:
+                if status == "completed":
+                    raise
+                logger.error("%s", problem)
+
+    @property
+    def _first(self) -> int:
+        return 1 + (self.start.progress.round if self.start else 0)
+
+    def _flush(self) -> None:
+        if self.writer is not None and self.loop is not None:
+            self.writer.flush(self.loop)
+
+    def _finish_event(self, status: str, error: str | None) -> None:
+        fields = {"status": status, "error": error}
+        if self.loop is not None:
+            self.loop.emit("run_finished", **fields)
+        else:
+            self.directory.append_event({"event": "run_finished", "time": time.time(), **fields})
+
+    def _callbacks(self) -> tuple[EarlyStopping | None, list[Callback]]:
+        config = self.config
+        if config.early_stopping_patience and not config.validation_fraction:
+            raise ConfigError(
+                "early-stopping-patience needs validation questions: set validation-fraction "
+                "above 0."
+            )
+        patience = config.early_stopping_patience
+        stopping = EarlyStopping(patience) if patience else None
+        self.writer = CheckpointWriter(self.directory, config.checkpoint_every, stopping)
+        callbacks: list[Callback] = [MetricsLog(self.directory)]
+        callbacks += trackers.build(split_names(config.trackers), self.directory)
+        callbacks += [stopping] if stopping else []
+        return stopping, [*callbacks, self.writer]
+
+    def _loop(
+        self, roster: Roster, model: Model, rate: LearningRate, callbacks: list[Callback]
+    ) -> RoundLoop:
+        config = self.config
+        strategy = strategies.build(
+            config.strategy,
+            config.strategy_kwargs,
+            train_nodes=len(roster.seen),
+            all_nodes=len(roster.nodes),
+            learning_rate=config.learning_rate,
+        )
+        arrays = to_arrays(ArrayRecord(model.state_dict()))
+        progress = Progress(arrays)
+        if self.start is not None:
+            progress = self.start.progress
+            shapes = {k: (v.shape, v.dtype) for k, v in arrays.items()}
+            if {k: (v.shape, v.dtype) for k, v in progress.arrays.items()} != shapes:
+                raise ConfigError("The checkpoint's model is not the one that the config builds.")
+            strategy_state.restore(strategy, self.start.strategy, self.start.strategy_arrays)
+        guarded = GuardedGrid(self.grid, roster, config.round_timeout)
+        return RoundLoop(guarded, strategy, config, progress, rate, callbacks)
+
+    def _announce(self, loop: RoundLoop, roster: Roster) -> None:
+        loop.emit(
+            "run_started",
+            rounds=self.config.num_server_rounds,
+            first_round=self._first,
+            strategy=self.config.strategy,
+            parameters=sum(array.size for array in loop.progress.arrays.values()),
+        )
+        loop.emit(
+            "roster",
+            nodes=[
+                {"group": n.group, "role": n.role, "questions": n.questions} for n in roster.nodes
+            ],
+        )
+
+
+def _create(config: RunConfig) -> RunDirectory:
+    stem = re.sub(r"[^\w.-]+", "-", Path(config.dataset).stem) or "run"
+    name = config.run_name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
+    if Path(name).name != name or name in (".", ".."):
+        raise ConfigError(f"run-name = {name!r}: must be a plain folder name.")
+    parent = Path(config.output_dir) if config.output_dir else Path.home() / "pluralllm-runs"
+    directory = RunDirectory.create(parent / name)
+    directory.update_run(
+        schema=1,
+        status="running",
+        error=None,
+        config=config.to_run_config(),
+        versions=_versions(),
+        dataset={"name": config.dataset, "fingerprint": None, "groups": {}},
+        seen=[],
+        unseen=[],
+        started=_now(),
+        finished=None,
+        completed_rounds=0,
+    )
+    resume = {**config.to_run_config(), "resume": str(directory.path)}
+    write_atomic(directory.path / "resume.toml", _toml(resume).encode())
+    logger.info("Run directory: %s", directory.path)
+    return directory
+
+
+def _resume(config: RunConfig) -> tuple[RunDirectory, Checkpoint]:
+    directory = RunDirectory.open(Path(config.resume))
+    stored, given = directory.run["config"], config.to_run_config()
+    changed = sorted(
+        key for key in given if key not in FREE_ON_RESUME and given[key] != stored.get(key)
+    )
+    if changed:
+        listed = ", ".join(f"{k} = {given[k]!r} (was {stored.get(k)!r})" for k in changed)
+        raise ConfigError(
+            f"A resumed run keeps its settings, but {listed}. Run: "
+            f"flwr run . --run-config {directory.path / 'resume.toml'}"
+        )
+    start = checkpoint.read(checkpoint.newest(directory.checkpoints))
+    done = start.progress.round
+    if config.num_server_rounds < done:
+        raise ConfigError(
+            f"num-server-rounds = {config.num_server_rounds}: the run already completed {done}."
+        )
+    directory.rewind_events(done)
+    directory.update_run(
+        status="running", error=None, finished=None, config=given, versions=_versions()
+    )
+    logger.info("Resuming %s after round %d", directory.path, done)
+    return directory, start
+
+
+def _record_roster(directory: RunDirectory, roster: Roster, *, resumed: bool) -> None:
+    found: dict[str, Any] = {
+        "dataset": {
+            "name": directory.run["config"]["dataset"],
+            "fingerprint": roster.fingerprint,
+            "groups": {node.group: node.questions for node in roster.nodes},
+        },
+        "seen": roster.seen,
+        "unseen": roster.unseen,
+    }
+    if resumed and directory.run["dataset"]["fingerprint"]:
+        for key in ("seen", "unseen"):
+            if directory.run[key] != found[key]:
+                raise ConfigError(
+                    f"{key}-groups: the run had {', '.join(directory.run[key])}; now there are "
+                    f"{', '.join(found[key])}. A resumed run needs the same groups."
+                )
+        if directory.run["dataset"] != found["dataset"]:
+            raise ConfigError(
+                f"dataset = '{found['dataset']['name']}': the nodes' data are not those that the "
+                "run began with (other fingerprint). Resume with the same data or start a new run."
+            )
+    directory.update_run(**found)
+
+
+def _save_model(directory: RunDirectory, model: Model, loop: RoundLoop) -> None:
+    model.load_state_dict(to_record(loop.progress.arrays).to_torch_state_dict())
+    write_directory(directory.path / "model", lambda path: model.save_pretrained(path))
+
+
+def _save_summary(directory: RunDirectory, progress: Progress) -> None:
+    final = progress.evaluation or {}
+    directory.write_json(
+        "summary.json",
+        {
+            "status": "completed",
+            "rounds": progress.round,
+            "wall_seconds": progress.seconds,
+            "bytes_up": progress.bytes_up,
+            "bytes_down": progress.bytes_down,
+            "seen": final.get("seen"),
+            "unseen": final.get("unseen"),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
+
+
+def _toml(values: Mapping[str, Value]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

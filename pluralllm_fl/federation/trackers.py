@@ -1,0 +1,146 @@
+"""Experiment trackers as callbacks: offline, inside the run directory, never a login."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.federation.artefacts import Event, RunDirectory
+from pluralllm_fl.federation.callbacks import Callback
+
+if TYPE_CHECKING:
+    from pluralllm_fl.federation.loop import RoundLoop
+
+
+def build(names: tuple[str, ...], directory: RunDirectory) -> list[Callback]:
+    """Return a callback for each of ``tensorboard``, ``mlflow``, ``wandb``.
+
+    Raises
+    ------
+    ConfigError
+        If a tracker's package is not installed.
+    """
+    kinds = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+    return [kinds[name](directory) for name in names]
+
+
+def scalars(event: Event) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a round or evaluation event as ``name, value``."""
+    kind = event["event"]
+    if kind not in ("round", "evaluation"):
+        return
+    for key, value in event.items():
+        if key in ("time", "round", "event"):
+            continue
+        if isinstance(value, int | float):
+            yield f"{kind}/{key}", float(value)
+        elif key in ("seen", "unseen") and value:
+            for name, number in value.items():
+                if isinstance(number, int | float):
+                    yield f"{key}/{name}", float(number)
+            for group, number in value["by_group"].items():
+                yield f"{key}_groups/{group}", float(number)
+
+
+class _Tracker(Callback):
+    def on_event(self, loop: RoundLoop, event: Event) -> None:
+        """Forward numbers; close at the end of the run."""
+        del loop
+        if values := dict(scalars(event)):
+            self.log(values, event["round"])
+        if event["event"] == "run_finished":
+            self.close()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Write the values of one round."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Flush and release."""
+        raise NotImplementedError
+
+
+class TensorBoard(_Tracker):
+    """Event files in ``tensorboard/`` of the run directory."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        _require("tensorboard", "tensorboard")
+        writer = _require("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        self.writer = writer(str(directory.path / "tensorboard"))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Write the values of one round."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Flush and release."""
+        self.writer.close()
+
+
+class MLflow(_Tracker):
+    """A local file store in ``mlflow/`` of the run directory."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        _require("mlflow", "mlflow")
+        tracking = _require("mlflow.tracking", "mlflow")
+        store = directory.path / "mlflow"
+        self.client = tracking.MlflowClient(tracking_uri=store.resolve().as_uri())
+        experiment = self.client.get_experiment_by_name("pluralllm-fl")
+        identity = (
+            experiment.experiment_id
+            if experiment
+            else self.client.create_experiment("pluralllm-fl")
+        )
+        run = self.client.create_run(identity, run_name=directory.path.name)
+        self.run_id = run.info.run_id
+        for key, value in directory.run["config"].items():
+            self.client.log_param(self.run_id, key, value)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Write the values of one round."""
+        for name, value in values.items():
+            self.client.log_metric(self.run_id, _ascii(name), value, step=step)
+
+    def close(self) -> None:
+        """Flush and release."""
+        self.client.set_terminated(self.run_id)
+
+
+class WandB(_Tracker):
+    """An offline run in ``wandb/`` of the run directory; `wandb sync` uploads it by hand."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.run: Any = _require("wandb", "wandb").init(
+            project="pluralllm-fl",
+            name=directory.path.name,
+            dir=str(directory.path),
+            config=directory.run["config"],
+            mode="offline",
+        )
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Write the values of one round."""
+        self.run.log({**values, "server_round": step})
+
+    def close(self) -> None:
+        """Flush and release."""
+        self.run.finish()
+
+
+def _ascii(name: str) -> str:
+    """Return the name with characters that MLflow refuses replaced."""
+    return "".join(c if c.isalnum() or c in "/_-. :" else "_" for c in name)
+
+
+def _require(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"trackers = '{extra}' needs a package that is not installed ({error}). "
+            f"Run: pip install 'pluralllm-fl[{extra}]'."
+        ) from None

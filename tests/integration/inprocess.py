@@ -1,0 +1,278 @@
+"""A Grid that runs a real ClientApp in this process: random node ids, shuffled replies, faults."""
+
+import json
+import random
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+    UserConfig,
+)
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.federation.session import run_federation
+
+Fault = Callable[[Message, Message, int], Message | None]
+
+
+class InProcessGrid(Grid):
+    """N nodes in this process.
+
+    Parameters
+    ----------
+    app : ClientApp
+        Runs every message as Flower would.
+    nodes : int
+        Number of nodes; node i gets ``partition-id = i``.
+    run_config : mapping
+        The nodes' run config.
+    node_configs : sequence of mapping, optional
+        Node configs instead of partitions.
+    fault : callable, optional
+        ``(request, reply, partition) -> reply`` or None to lose the reply.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        nodes: int,
+        run_config: UserConfig | None = None,
+        *,
+        node_configs: Sequence[UserConfig] | None = None,
+        fault: Fault | None = None,
+    ) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        self.app = app
+        self.fault = fault
+        self.contexts: dict[int, Context] = {}
+        self.partitions: dict[int, int] = {}
+        self.offline: set[int] = set()
+        self.sent: list[Message] = []
+        self._order = random.Random(secrets.randbits(64))
+        self._replies: dict[str, Message] = {}
+        self._run_config = dict(run_config or {})
+        for index in range(nodes):
+            partition: UserConfig = {"partition-id": index, "num-partitions": nodes}
+            self.join(index, node_configs[index] if node_configs else partition)
+
+    def join(self, partition: int, node_config: UserConfig) -> int:
+        """Add a node with a random id, as a restarted SuperNode would come back."""
+        node_id = secrets.randbits(63)
+        self.partitions[node_id] = partition
+        self.contexts[node_id] = Context(
+            run_id=1,
+            node_id=node_id,
+            node_config=dict(node_config),
+            state=RecordDict(),
+            run_config=dict(self._run_config),
+        )
+        return node_id
+
+    def leave(self, partition: int) -> None:
+        """Take a node offline."""
+        for node_id, index in list(self.partitions.items()):
+            if index == partition:
+                self.offline.add(node_id)
+
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(run_id=1)
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        ids = [node_id for node_id in self.contexts if node_id not in self.offline]
+        self._order.shuffle(ids)
+        return ids
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        identifiers = []
+        for message in messages:
+            identifier = secrets.token_hex(8)
+            message.metadata.__dict__["_message_id"] = identifier
+            self.sent.append(message)
+            identifiers.append(identifier)
+            reply = self._answer(message)
+            if reply is not None:
+                self._replies[identifier] = reply
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Hand out at most three replies at a time, in random order."""
+        ready = [identifier for identifier in message_ids if identifier in self._replies]
+        self._order.shuffle(ready)
+        return [self._replies.pop(identifier) for identifier in ready[:3]]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        del timeout
+        identifiers = self.push_messages(messages)
+        return [self._replies.pop(i) for i in identifiers if i in self._replies]
+
+    def _answer(self, message: Message) -> Message | None:
+        node_id = message.metadata.dst_node_id
+        # Nodes must not share records with the server, as over a real network.
+        received = Message(
+            message.content.copy(), dst_node_id=node_id, message_type=message.metadata.message_type
+        )
+        received.metadata.__dict__["_message_id"] = message.metadata.message_id
+        try:
+            reply = self.app(received, self.contexts[node_id])
+        except Exception as error:
+            reason = f"{type(error)}:<'{error}'>"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
+        if self.fault is not None:
+            return self.fault(received, reply, self.partitions[node_id])
+        return reply
+
+
+# -- a tiny federation: every group pulls a linear model towards its own point
+
+GROUPS = ("Aland", "Borduria", "Cascadia", "Drusselstein", "Elbonia")
+UNSEEN = ("Elbonia",)
+SPLITS = ("all", "train", "validation", "test")
+
+
+class TinyModel(torch.nn.Module):
+    """Two arrays, one of them 0-dimensional, and what a run needs of a predictor."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(-1, 1, dimension))
+        self.bias = torch.nn.Parameter(torch.tensor(0.25))
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "config.json").write_text("{}\n")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()},
+                  folder / "model.safetensors")  # fmt: skip
+
+
+def tiny_app(groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN) -> ClientApp:
+    """Return a ClientApp that speaks the project's protocol without any data."""
+    app = ClientApp()
+
+    def group_of(context: Context) -> str:
+        # Partition order differs from name order, so ranks are not partitions.
+        return sorted(groups, reverse=True)[int(context.node_config["partition-id"])]
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        group = group_of(context)
+        roster = ConfigRecord(
+            {
+                "group": group,
+                "role": "evaluate" if group in unseen else "train",
+                "dimension": 3,
+                "embedding": "tiny",
+                "groups": len(groups),
+                "supernodes": int(context.node_config["num-partitions"]),
+                "fingerprint": f"data of {group}",
+            }
+        )
+        counts = MetricRecord({"questions": 10, "train-questions": 7, "test-questions": 2})
+        return Message(RecordDict({"roster": roster, "metrics": counts}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        group, orders = group_of(context), message.content["config"]
+        arrays = {k: v.numpy() for k, v in message.content["arrays"].items()}
+        seed = [orders["seed"], orders["server-round"], *group.encode()]
+        noise = np.random.default_rng(seed)
+        step = np.float32(orders["learning-rate"] * orders["local-steps"])
+        trained = {
+            # Arrays come back in another order than they were sent.
+            name: np.asarray(
+                value + step * (noise.normal(size=value.shape) - value), dtype=value.dtype
+            )
+            for name, value in reversed(arrays.items())
+        }
+        metrics = MetricRecord(
+            {
+                "num-examples": float(len(group)),
+                "train-loss": float(np.square(arrays["weight"]).mean()),
+                "questions": 7,
+                "seconds": 0.01,
+            }
+        )
+        record = ArrayRecord({k: Array(v) for k, v in trained.items()})
+        return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        group = group_of(context)
+        score = 1 / (1 + float(np.square(message.content["arrays"]["weight"].numpy()).mean()))
+        score = score - 0.01 * sorted(groups).index(group)
+        metrics: dict[str, int | float] = {"num-examples": 10.0}
+        for split, count in zip(SPLITS, (10, 7, 1, 2), strict=True):
+            values = (score, score - 0.1, score + 0.05, 0.5, count)
+            names = ("alignment", "low", "high", "uniform", "questions")
+            metrics |= {f"{split}-{k}": v for k, v in zip(names, values, strict=True)}
+        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    return app
+
+
+def tiny_config(output: Path, **changes: bool | float | int | str) -> RunConfig:
+    """Return a run config with short waits; keys with underscores."""
+    values: dict[str, bool | float | int | str] = {
+        **default_run_config(),
+        "num-server-rounds": 4,
+        "local-steps": 2,
+        "learning-rate": 0.1,
+        "join-timeout": 2.0,
+        "round-timeout": 2.0,
+        "output-dir": str(output),
+        "run-name": "run",
+        **{key.replace("_", "-"): value for key, value in changes.items()},
+    }
+    return RunConfig.from_run_config(values)
+
+
+def tiny_run(
+    config: RunConfig, *, grid: InProcessGrid | None = None, fault: Fault | None = None
+) -> Path:
+    """Run the tiny federation and return its run directory."""
+    grid = grid or InProcessGrid(tiny_app(), len(GROUPS), fault=fault)
+    return run_federation(grid, config, TinyModel, lambda c, _: c.learning_rate)
+
+
+def events(run: Path, kind: str = "") -> list[dict[str, Any]]:
+    """Return the events of a run, all or of one kind."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if not kind or e["event"] == kind]
+
+
+def final_arrays(run: Path) -> dict[str, bytes]:
+    """Return the final model's arrays as bytes, for exact comparison."""
+    return {k: v.tobytes() for k, v in load_file(run / "model" / "model.safetensors").items()}

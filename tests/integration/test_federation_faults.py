@@ -1,0 +1,350 @@
+"""A bad node never sinks a run: every kind of bad reply, retries and the end after them."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from pluralllm_fl.errors import FederationError
+from pluralllm_fl.federation import checkpoint
+from tests.integration.inprocess import (
+    GROUPS,
+    InProcessGrid,
+    events,
+    final_arrays,
+    tiny_app,
+    tiny_config,
+    tiny_run,
+)
+
+pytestmark = pytest.mark.integration
+
+# Partition 1 holds "Drusselstein", which trains.
+BAD, BAD_GROUP = 1, "Drusselstein"
+
+
+def _set_array(reply: Message, value: np.ndarray) -> Message:
+    reply.content["arrays"]["weight"] = Array(value)
+    return reply
+
+
+def _nan(reply: Message) -> Message:
+    return _set_array(reply, np.array([0, np.nan, 0], dtype=np.float32))
+
+
+def _huge(reply: Message) -> Message:
+    return _set_array(reply, np.full(3, 1e30, dtype=np.float32))
+
+
+def _shape(reply: Message) -> Message:
+    return _set_array(reply, np.zeros((3, 1), dtype=np.float32))
+
+
+def _dtype(reply: Message) -> Message:
+    return _set_array(reply, np.zeros(3, dtype=np.float64))
+
+
+def _bytes(reply: Message) -> Message:
+    reply.content["arrays"]["weight"] = Array("float32", (3,), "numpy.ndarray", b"not an array")
+    return reply
+
+
+def _pickle(reply: Message) -> Message:
+
+    file = io.BytesIO()
+    np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+    reply.content["arrays"]["weight"] = Array("object", (1,), "numpy.ndarray", file.getvalue())
+    return reply
+
+
+def _key(reply: Message) -> Message:
+    arrays = reply.content["arrays"]
+    reply.content["arrays"] = ArrayRecord({f"{k}.x": v for k, v in arrays.items()})
+    return reply
+
+
+def _record(reply: Message) -> Message:
+    reply.content = RecordDict(
+        {"parameters": reply.content["arrays"], "metrics": reply.content["metrics"]}
+    )
+    return reply
+
+
+def _two_records(reply: Message) -> Message:
+    reply.content["more"] = ArrayRecord({"weight": Array(np.zeros(3, dtype=np.float32))})
+    return reply
+
+
+def _no_metrics(reply: Message) -> Message:
+    reply.content = RecordDict({"arrays": reply.content["arrays"], "config": ConfigRecord()})
+    return reply
+
+
+def _metric(key: str, value: float | list[float] | None) -> Callable[[Message], Message]:
+    def spoil(reply: Message) -> Message:
+        metrics = dict(reply.content["metrics"].items())
+        if value is None:
+            del metrics[key]
+        else:
+            metrics[key] = value
+        reply.content["metrics"] = MetricRecord(metrics)
+        return reply
+
+    return spoil
+
+
+def _error(reply: Message) -> Message:
+    request_like = reply  # a reply's metadata answers the same request
+    error = Message(
+        Error(2, "<class 'pluralllm_fl.errors.DatasetError'>:<'answers.csv is gone'>"),
+        reply_to=request_like,
+    )
+    error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    return error
+
+
+TRAIN_FAULTS: dict[str, tuple[Callable[[Message], Message | None], str]] = {
+    "error": (_error, "answers.csv is gone"),
+    "lost": (lambda _: None, "round-timeout"),
+    "nan": (_nan, "NaN"),
+    "huge": (_huge, "max-update-norm"),
+    "shape": (_shape, "shape (3, 1)"),
+    "dtype": (_dtype, "float64"),
+    "undecodable": (_bytes, "cannot be decoded"),
+    "pickle": (_pickle, "cannot be decoded"),
+    "key": (_key, "names differ"),
+    "record name": (_record, "parameters"),
+    "two records": (_two_records, "more"),
+    "no metrics": (_no_metrics, "metric records"),
+    "zero weight": (_metric("num-examples", 0.0), "num-examples = 0"),
+    "negative weight": (_metric("num-examples", -5.0), "num-examples"),
+    "absurd weight": (_metric("num-examples", 1e30), "num-examples"),
+    "NaN weight": (_metric("num-examples", float("nan")), "num-examples"),
+    "list weight": (_metric("num-examples", [1.0]), "num-examples"),
+    "infinite loss": (_metric("train-loss", float("inf")), "train-loss"),
+    "missing loss": (_metric("train-loss", None), "train-loss"),
+    "extra metric": (_metric("surprise", 1.0), "surprise"),
+    "missing metric": (_metric("seconds", None), "seconds"),
+}
+
+
+@pytest.mark.parametrize("kind", TRAIN_FAULTS)
+def test_bad_training_reply_is_dropped_and_named(tmp_path: Path, kind: str) -> None:
+    spoil, reason = TRAIN_FAULTS[kind]
+
+    def fault(request: Message, reply: Message, partition: int) -> Message | None:
+        bad = request.metadata.message_type == "train" and partition == BAD
+        return spoil(reply) if bad else reply
+
+    config = tiny_config(tmp_path / "bad", num_server_rounds=2, round_timeout=1.0)
+    run = tiny_run(config, fault=fault)
+    dropped = events(run, "reply_dropped")
+    assert [(e["round"], e["phase"], e["group"]) for e in dropped] == [
+        (1, "train", BAD_GROUP),
+        (2, "train", BAD_GROUP),
+    ]
+    assert reason in dropped[0]["reason"]
+    assert BAD_GROUP not in events(run, "round")[0]["by_group"]
+    # The model is that of the others alone.
+    others = InProcessGrid(
+        tiny_app(), len(GROUPS), fault=lambda q, r, p: None
+        if (q.metadata.message_type, p) == ("train", BAD) else r
+    )  # fmt: skip
+    reference = tiny_run(tiny_config(tmp_path / "ref", num_server_rounds=2, round_timeout=1.0),
+                         grid=others)  # fmt: skip
+    assert final_arrays(run) == final_arrays(reference)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_error, "answers.csv is gone"),
+        (_metric("all-alignment", float("nan")), "all-alignment"),
+        (_metric("all-alignment", 1.5), "0..1"),
+        (_metric("test-low", None), "test-low"),
+        (_metric("surprise", 1.0), "surprise"),
+        (_metric("num-examples", 0.0), "num-examples"),
+    ],
+)
+def test_bad_evaluation_reply_is_dropped(
+    tmp_path: Path, spoil: Callable[[Message], Message], reason: str
+) -> None:
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        bad = request.metadata.message_type == "evaluate" and partition == BAD
+        return spoil(reply) if bad else reply
+
+    run = tiny_run(tiny_config(tmp_path, num_server_rounds=2), fault=fault)
+    dropped = events(run, "reply_dropped")
+    assert {(e["phase"], e["group"]) for e in dropped} == {("evaluate", BAD_GROUP)}
+    assert reason in dropped[0]["reason"]
+    last = events(run, "evaluation")[-1]
+    assert BAD_GROUP not in last["seen"]["by_group"]
+    assert len(last["seen"]["by_group"]) == 3
+
+
+def _failing(first: int, last: int, partitions: tuple[int, ...], server_round: int = 2) -> object:
+    """Error replies of partitions for the first..last request of one round."""
+    seen: dict[int, int] = {}
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        if request.metadata.message_type != "train" or partition not in partitions:
+            return reply
+        if request.content["config"]["server-round"] != server_round:
+            return reply
+        seen[partition] = seen.get(partition, 0) + 1
+        return _error(reply) if first <= seen[partition] <= last else reply
+
+    return fault
+
+
+def test_retried_round_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    config = {"min_nodes": 4, "round_retries": 2}
+    fault = _failing(1, 2, (1, 2))
+    disturbed = tiny_run(tiny_config(tmp_path / "a", **config), fault=fault)  # type: ignore[arg-type]
+    retried = events(disturbed, "round_retried")
+    assert [(e["round"], e["attempt"], e["good"], e["needed"]) for e in retried] == [
+        (2, 1, 2, 4),
+        (2, 2, 2, 4),
+    ]
+    undisturbed = tiny_run(tiny_config(tmp_path / "b", **config))
+    assert final_arrays(disturbed) == final_arrays(undisturbed)
+
+
+def test_too_few_replies_end_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, min_nodes=4, round_retries=1, checkpoint_every=100)
+    with pytest.raises(FederationError, match=r"Round 2: only 3 good replies of 4") as caught:
+        tiny_run(config, fault=_failing(1, 99, (1,)))  # type: ignore[arg-type]
+    assert f"{BAD_GROUP}: answers.csv is gone" in str(caught.value)
+    run = tmp_path / "run"
+    assert checkpoint.newest(run / "checkpoints").name == "round-0001"
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["completed_rounds"]) == ("failed", 1)
+    assert record["error"] == str(caught.value)
+    assert events(run)[-1]["status"] == "failed"
+    assert not (run / "model").exists()
+    assert not (run / "summary.json").exists()
+
+
+def test_restarted_node_is_found_again_under_its_new_id(tmp_path: Path) -> None:
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        config = request.content.config_records.get("config", {})
+        if partition == 0 and config.get("server-round") == 2 and not grid.offline:
+            grid.leave(BAD)
+            grid.join(BAD, {"partition-id": BAD, "num-partitions": len(GROUPS)})
+        return reply
+
+    grid.fault = fault
+    run = tiny_run(tiny_config(tmp_path / "a"), grid=grid)
+    assert grid.offline
+    assert not events(run, "reply_dropped")
+    assert final_arrays(run) == final_arrays(tiny_run(tiny_config(tmp_path / "b")))
+
+
+def test_offline_node_is_dropped_at_once(tmp_path: Path) -> None:
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        if request.metadata.message_type == "train" and partition == 2:
+            grid.leave(BAD)
+        return reply
+
+    grid.fault = fault
+    run = tiny_run(tiny_config(tmp_path, num_server_rounds=2), grid=grid)
+    reasons = {e["reason"] for e in events(run, "reply_dropped")}
+    assert reasons == {"the node is offline"}
+    assert json.loads((run / "run.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3)])
+def test_interruption_is_recorded_and_passed_on(tmp_path: Path, stop: BaseException) -> None:
+    def fault(request: Message, reply: Message, _: int) -> Message:
+        config = request.content.config_records.get("config", {})
+        if request.metadata.message_type == "train" and config["server-round"] == 3:
+            raise stop
+        return reply
+
+    with pytest.raises(type(stop)):
+        tiny_run(tiny_config(tmp_path), fault=fault)
+    run = tmp_path / "run"
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["completed_rounds"]) == ("interrupted", 2)
+    assert "resume" in record["error"]
+    assert events(run)[-1]["status"] == "interrupted"
+
+
+def test_strategy_that_raises_ends_the_run_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_strategies.py").write_text(
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Broken(FedAvg):\n"
+        "    def aggregate_train(self, server_round, replies):\n"
+        "        raise ZeroDivisionError('nothing to divide')\n"
+        "class Lazy(FedAvg):\n"
+        "    def aggregate_train(self, server_round, replies):\n"
+        "        return None, None\n"
+        "class Greedy(FedAvg):\n"
+        "    def configure_train(self, server_round, arrays, config, grid):\n"
+        "        self.min_available_nodes = 99\n"
+        "        return super().configure_train(server_round, arrays, config, grid)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", lambda _: None)
+    for name, words in {
+        "Broken": "aggregate_train of round 1: ZeroDivisionError: nothing to divide",
+        "Lazy": "never aggregated",
+        "Greedy": "waits for more nodes",
+    }.items():
+        config = tiny_config(tmp_path / name, strategy=f"broken_strategies:{name}")
+        with pytest.raises(FederationError, match=words):
+            tiny_run(config)
+
+
+_SERVER = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from tests.integration.inprocess import tiny_config, tiny_run
+
+def fault(request, reply, partition):
+    config = request.content.config_records.get("config", {})
+    if request.metadata.message_type == "train" and config["server-round"] == 3:
+        if sys.argv[2] == "KILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        ready.set()
+        return None
+    return reply
+
+ready = threading.Event()
+config = tiny_config(Path(sys.argv[1]), round_timeout=60.0, checkpoint_every=2)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+# As in Flower's simulation: the ServerApp runs beside the main thread.
+threading.Thread(target=tiny_run, args=(config,), kwargs={"fault": fault}).start()
+ready.wait()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("sign", "status"), [("TERM", "interrupted"), ("KILL", "running")])
+def test_signals_leave_a_run_that_resumes_to_the_same_model(
+    tmp_path: Path, sign: str, status: str
+) -> None:
+    subprocess.run(
+        [sys.executable, "-c", _SERVER, str(tmp_path / "cut"), sign],
+        cwd=Path(__file__).parents[2],
+        timeout=60,
+        capture_output=True,
+    )
+    run = tmp_path / "cut" / "run"
+    assert json.loads((run / "run.json").read_text())["status"] == status
+    tiny_run(tiny_config(tmp_path / "cut", resume=str(run), checkpoint_every=2))
+    assert json.loads((run / "run.json").read_text())["status"] == "completed"
+    assert final_arrays(run) == final_arrays(tiny_run(tiny_config(tmp_path / "whole")))

@@ -1,0 +1,240 @@
+"""Resume: bit-identical with the uninterrupted run, and what it refuses."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.app import Message
+
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.errors import ArtefactError, ConfigError
+from pluralllm_fl.federation import checkpoint
+from tests.integration.inprocess import (
+    GROUPS,
+    InProcessGrid,
+    events,
+    final_arrays,
+    tiny_app,
+    tiny_config,
+    tiny_run,
+)
+
+pytestmark = pytest.mark.integration
+
+STRATEGIES = {
+    "fedavg": "{}",
+    "fedadam": '{"eta": 0.05}',
+    "fedavgm": '{"server_momentum": 0.9, "server_learning_rate": 0.5}',
+    "qfedavg": '{"q": 0.5}',
+}
+
+
+class CrashError(Exception):
+    """What a killed server looks like from inside."""
+
+
+def crash_in(server_round: int, phase: str = "train") -> object:
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        config = request.content.config_records.get("config", {})
+        here = partition == 2 and request.metadata.message_type == phase
+        if here and config["server-round"] == server_round:
+            raise CrashError
+        return reply
+
+    return fault
+
+
+def crashed(config: RunConfig, server_round: int, phase: str = "train") -> Path:
+    with pytest.raises(CrashError):
+        tiny_run(config, fault=crash_in(server_round, phase))  # type: ignore[arg-type]
+    return Path(config.output_dir) / config.run_name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("server_round", "phase"), [(1, "train"), (3, "train"), (4, "evaluate")])
+def test_resumed_run_is_bit_identical(
+    tmp_path: Path, strategy: str, server_round: int, phase: str
+) -> None:
+    settings = {"strategy": strategy, "strategy_args": STRATEGIES[strategy], "num_server_rounds": 5}
+    whole = tiny_run(tiny_config(tmp_path / "whole", **settings))
+    run = crashed(tiny_config(tmp_path / "cut", **settings), server_round, phase)
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    resumed = tiny_run(tiny_config(tmp_path / "cut", resume=str(run), **settings))
+    assert resumed == run
+    assert final_arrays(run) == final_arrays(whole)
+    _assert_same_story(run, whole)
+
+
+def _assert_same_story(run: Path, whole: Path) -> None:
+    """Rounds and evaluations of both runs are the same, each once and in order."""
+    volatile = ("time", "seconds")
+    stories = [
+        [
+            {k: v for k, v in event.items() if k not in volatile}
+            for event in events(path)
+            if event["event"] in ("round", "evaluation")
+        ]
+        for path in (run, whole)
+    ]
+    assert stories[0] == stories[1]
+    summaries = [json.loads((p / "summary.json").read_text()) for p in (run, whole)]
+    for summary in summaries:
+        del summary["wall_seconds"]
+    assert summaries[0] == summaries[1]
+    assert json.loads((run / "run.json").read_text())["status"] == "completed"
+
+
+def test_killed_server_leaves_a_resumable_run(tmp_path: Path) -> None:
+    """After SIGKILL there is no last word: stale status, torn line, events of a lost round."""
+    whole = tiny_run(tiny_config(tmp_path / "whole", checkpoint_every=2))
+    run = crashed(tiny_config(tmp_path / "cut", checkpoint_every=2), 4)
+    shutil.rmtree(run / "checkpoints" / "round-0003")  # written on the way out of an exception
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "round", "round": 4, "tr')
+    tiny_run(tiny_config(tmp_path / "cut", checkpoint_every=2, resume=str(run)))
+    assert final_arrays(run) == final_arrays(whole)
+    _assert_same_story(run, whole)
+    started = [e["first_round"] for e in events(run, "run_started")]
+    assert started == [1, 3]
+
+
+def test_early_stopping_state_survives(tmp_path: Path) -> None:
+    settings = {"early_stopping_patience": 2, "num_server_rounds": 9}
+    scores = [0.5, 0.6, 0.8, 0.7, 0.75, 0.9]
+
+    def score(request: Message, reply: Message, partition: int) -> Message:
+        if request.metadata.message_type == "evaluate":
+            server_round = int(request.content["config"]["server-round"])
+            reply.content["metrics"]["validation-alignment"] = scores[server_round]
+        crash = crash_in(4)
+        return crash(request, reply, partition) if crashing else reply  # type: ignore[operator]
+
+    crashing = True
+    with pytest.raises(CrashError):
+        tiny_run(tiny_config(tmp_path / "cut", **settings), fault=score)
+    crashing = False
+    run = tmp_path / "cut" / "run"
+    tiny_run(tiny_config(tmp_path / "cut", resume=str(run), **settings), fault=score)
+    whole = tiny_run(tiny_config(tmp_path / "whole", **settings), fault=score)
+    assert final_arrays(run) == final_arrays(whole)
+    assert [e["best_round"] for e in events(run, "early_stopped")] == [2]
+
+
+def test_more_rounds_continue_a_completed_run(tmp_path: Path) -> None:
+    long = tiny_run(tiny_config(tmp_path / "long", num_server_rounds=6))
+    short = tiny_run(tiny_config(tmp_path / "short", num_server_rounds=4))
+    tiny_run(tiny_config(tmp_path / "short", num_server_rounds=6, resume=str(short)))
+    assert final_arrays(short) == final_arrays(long)
+    with pytest.raises(ConfigError, match="already completed 6"):
+        tiny_run(tiny_config(tmp_path / "short", num_server_rounds=5, resume=str(short)))
+
+
+def _damage_truncate(folder: Path) -> None:
+    path = folder / "arrays.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def _damage_flip(folder: Path) -> None:
+    path = folder / "strategy.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _damage_state(folder: Path) -> None:
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace('"round": 2', '"round": 1'))
+
+
+def _damage_torn_state(folder: Path) -> None:
+    path = folder / "state.json"
+    path.write_text(path.read_text()[:100])
+
+
+def _damage_missing(folder: Path) -> None:
+    (folder / "arrays.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_damage_truncate, "arrays.safetensors is truncated or was changed"),
+        (_damage_flip, "strategy.safetensors is truncated or was changed"),
+        (_damage_state, "state.json was changed"),
+        (_damage_torn_state, "damaged"),
+        (_damage_missing, "No such file"),
+    ],
+)
+def test_damaged_checkpoint_is_refused_and_the_one_before_works(
+    tmp_path: Path, damage: object, reason: str
+) -> None:
+    settings = {"strategy": "fedadam"}
+    whole = tiny_run(tiny_config(tmp_path / "whole", **settings))
+    run = crashed(tiny_config(tmp_path / "cut", **settings), 3)
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest.name == "round-0002"
+    damage(newest)  # type: ignore[operator]
+    before = (run / "run.json").read_text(), (run / "metrics.jsonl").read_text()
+    config = tiny_config(tmp_path / "cut", resume=str(run), **settings)
+    with pytest.raises(ArtefactError, match=reason):
+        tiny_run(config)
+    assert before == ((run / "run.json").read_text(), (run / "metrics.jsonl").read_text())
+    shutil.rmtree(newest)
+    tiny_run(config)
+    assert final_arrays(run) == final_arrays(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 7}, "seed"),
+        ({"architecture": "published"}, "architecture"),
+        ({"width": 64}, "width"),
+        ({"strategy": "fedadam"}, "strategy"),
+        ({"dataset": "opinionqa"}, "dataset"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, change: dict[str, int | str], key: str) -> None:
+    run = crashed(tiny_config(tmp_path), 3)
+    with pytest.raises(ConfigError, match=rf"\b{key} = .*resume\.toml"):
+        tiny_run(tiny_config(tmp_path, resume=str(run), **change))
+
+
+def test_other_data_or_groups_are_refused(tmp_path: Path) -> None:
+    run = crashed(tiny_config(tmp_path), 3)
+    config = tiny_config(tmp_path, resume=str(run))
+    other_groups = tuple(g.replace("Aland", "Atlantis") for g in GROUPS)
+    with pytest.raises(ConfigError, match="seen-groups"):
+        tiny_run(config, grid=InProcessGrid(tiny_app(other_groups), len(GROUPS)))
+
+    def fault(request: Message, reply: Message, _: int) -> Message:
+        if request.metadata.message_type == "query":
+            reply.content["roster"]["fingerprint"] = "other data"
+        return reply
+
+    with pytest.raises(ConfigError, match=r"dataset = .*fingerprint"):
+        tiny_run(config, fault=fault)
+    tiny_run(config)
+
+
+def test_resume_file_holds_the_runs_settings(tmp_path: Path) -> None:
+
+    template = 'é "quoted"\n{question}\t{option}'
+    settings = {"embedding_template": template, "learning_rate": 1e-05, "seed": 3}
+    run = crashed(tiny_config(tmp_path, **settings), 3)
+    config = RunConfig.from_run_config(tomllib.loads((run / "resume.toml").read_text()))
+    assert config == tiny_config(tmp_path, resume=str(run), **settings)
+    tiny_run(config)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"holds no run"):
+        tiny_run(tiny_config(tmp_path, resume=str(tmp_path / "nowhere")))
+    run = crashed(tiny_config(tmp_path), 3)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ArtefactError, match="no checkpoint"):
+        tiny_run(tiny_config(tmp_path, resume=str(run)))

@@ -1,0 +1,193 @@
+"""The roster: who takes part, and the errors before anything is trained."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.app import Error, Message, MetricRecord
+
+from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
+from pluralllm_fl.federation.roster import collect
+from tests.integration.inprocess import (
+    GROUPS,
+    InProcessGrid,
+    events,
+    tiny_app,
+    tiny_config,
+    tiny_run,
+)
+
+pytestmark = pytest.mark.integration
+
+
+def on_query(change: Callable[[Message, int], Message | None]) -> object:
+    def fault(request: Message, reply: Message, partition: int) -> Message | None:
+        return change(reply, partition) if request.metadata.message_type == "query" else reply
+
+    return fault
+
+
+def deployed(reply: Message, _: int) -> Message:
+    """Make the reply that of a deployed node, which knows no other group."""
+    reply.content["roster"]["groups"] = reply.content["roster"]["supernodes"] = 0
+    return reply
+
+
+def test_roster_is_sorted_and_knows_roles() -> None:
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+    roster = collect(grid, expected_nodes=0, join_timeout=2)
+    assert [node.group for node in roster.nodes] == list(GROUPS)
+    assert roster.unseen == ["Elbonia"]
+    assert roster.ranks(train=True) == [1, 2, 3, 4]
+    again = collect(InProcessGrid(tiny_app(), len(GROUPS)), expected_nodes=0, join_timeout=2)
+    assert roster.fingerprint == again.fingerprint
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_wrong_number_of_supernodes_states_the_command_at_once(tmp_path: Path, nodes: int) -> None:
+    start = time.monotonic()
+    with pytest.raises(FederationError, match="num-supernodes=5 client-resources-num-cpus=1"):
+        tiny_run(tiny_config(tmp_path, join_timeout=60.0), grid=InProcessGrid(tiny_app(), nodes))
+    assert time.monotonic() - start < 10
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "num-supernodes=5" in record["error"]
+    assert [e["status"] for e in events(tmp_path / "run")] == ["failed"]
+
+
+def test_nodes_that_join_late_are_awaited(tmp_path: Path) -> None:
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+    late = [node_id for node_id, partition in grid.partitions.items() if partition >= 2]
+    grid.offline.update(late)
+    timer = threading.Timer(0.5, grid.offline.clear)
+    timer.start()
+    run = tiny_run(tiny_config(tmp_path, num_server_rounds=1), grid=grid)
+    timer.join()
+    assert len(events(run, "roster")[0]["nodes"]) == 5
+
+
+def test_missing_nodes_are_counted_after_the_timeout(tmp_path: Path) -> None:
+    grid = InProcessGrid(tiny_app(), 3, fault=on_query(deployed))  # type: ignore[arg-type]
+    config = tiny_config(tmp_path, expected_nodes=4, join_timeout=0.5)
+    with pytest.raises(FederationError, match=r"0.5 s for 4 nodes; joined: Cascadia, Dru.*, Elb"):
+        tiny_run(config, grid=grid)
+
+
+def test_no_node_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="for any node; joined: none"):
+        tiny_run(tiny_config(tmp_path, join_timeout=0.2), grid=InProcessGrid(tiny_app(), 0))
+
+
+def test_deployment_needs_expected_nodes(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="set expected-nodes"):
+        tiny_run(tiny_config(tmp_path), fault=on_query(deployed))  # type: ignore[arg-type]
+    run = tiny_run(
+        tiny_config(tmp_path, run_name="b", expected_nodes=5),
+        fault=on_query(deployed),  # type: ignore[arg-type]
+    )
+    assert events(run)[-1]["status"] == "completed"
+
+
+def test_more_nodes_than_expected(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, expected_nodes=3)
+    with pytest.raises(FederationError, match="5 nodes joined but expected-nodes = 3"):
+        tiny_run(config, fault=on_query(deployed))  # type: ignore[arg-type]
+
+
+def test_duplicate_groups_are_named(tmp_path: Path) -> None:
+    def change(reply: Message, partition: int) -> Message:
+        if partition in (1, 3):
+            reply.content["roster"]["group"] = "Borduria"
+        return reply
+
+    with pytest.raises(FederationError, match=r"same group: Borduria\."):
+        tiny_run(tiny_config(tmp_path), fault=on_query(change))  # type: ignore[arg-type]
+
+
+def test_no_training_node(tmp_path: Path) -> None:
+    grid = InProcessGrid(tiny_app(unseen=GROUPS), len(GROUPS))
+    with pytest.raises(FederationError, match="No node trains"):
+        tiny_run(tiny_config(tmp_path), grid=grid)
+
+
+@pytest.mark.parametrize(("key", "value"), [("dimension", 7), ("embedding", "other")])
+def test_embeddings_must_agree(tmp_path: Path, key: str, value: int | str) -> None:
+    def change(reply: Message, partition: int) -> Message:
+        if partition == 1:
+            reply.content["roster"][key] = value
+        return reply
+
+    with pytest.raises(FederationError, match="same embedding-model"):
+        tiny_run(tiny_config(tmp_path), fault=on_query(change))  # type: ignore[arg-type]
+
+
+def test_a_nodes_reason_reaches_the_user(tmp_path: Path) -> None:
+    app = tiny_app()
+    original = app._registered_funcs["query.default"]
+
+    def query(message: Message, context: object) -> Message:
+        if context.node_config["partition-id"] == 2:  # type: ignore[attr-defined]
+            from pluralllm_fl.errors import DatasetError
+
+            raise DatasetError("/data/answers.jsonl is missing: check dataset-path.")
+        return original(message, context)  # type: ignore[arg-type]
+
+    app._registered_funcs["query.default"] = query  # type: ignore[assignment]
+    with pytest.raises(FederationError) as caught:
+        tiny_run(tiny_config(tmp_path), grid=InProcessGrid(app, len(GROUPS)))
+    assert str(caught.value) == (
+        "1 node(s) cannot take part: /data/answers.jsonl is missing: check dataset-path."
+    )
+
+
+def test_unreadable_introduction(tmp_path: Path) -> None:
+    def change(reply: Message, partition: int) -> Message:
+        if partition == 0:
+            reply.content["metrics"] = MetricRecord({"questions": -1})
+        return reply
+
+    with pytest.raises(FederationError, match="unreadable introduction"):
+        tiny_run(tiny_config(tmp_path), fault=on_query(change))  # type: ignore[arg-type]
+
+
+def test_a_node_that_just_left_is_no_error(tmp_path: Path) -> None:
+    """SuperLinks list a stopped node for a while and then answer in its place."""
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+    ghost = grid.join(9, {"partition-id": 0, "num-partitions": 5})
+    asked = 0
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        nonlocal asked
+        if partition != 9:
+            return reply
+        asked += 1
+        if asked > 2:
+            grid.offline.add(ghost)
+        return Message(Error(5, "Node unavailable"), reply_to=request)
+
+    grid.fault = fault
+    # Message ids are those of the request, which is what the fault answered.
+    run = tiny_run(tiny_config(tmp_path, num_server_rounds=1), grid=grid)
+    assert len(events(run, "roster")[0]["nodes"]) == 5
+
+
+def test_used_run_directory_is_refused(tmp_path: Path) -> None:
+    tiny_run(tiny_config(tmp_path, num_server_rounds=1))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(ArtefactError, match=r"not empty.*resume"):
+        tiny_run(tiny_config(tmp_path))
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_run_name_must_be_a_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run-name"):
+        tiny_run(tiny_config(tmp_path, run_name="../elsewhere"))
+
+
+def test_default_run_name_tells_data_and_seed(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, run_name="", dataset="/x/my answers.csv", seed=4)
+    assert tiny_run(config).name.startswith("my-answers-2")
+    assert next(tmp_path.iterdir()).name.endswith("-seed4")

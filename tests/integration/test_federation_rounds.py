@@ -1,0 +1,212 @@
+"""The round loop: aggregation, determinism, events and artefacts."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from safetensors.numpy import load_file
+
+from tests.integration.inprocess import (
+    GROUPS,
+    InProcessGrid,
+    TinyModel,
+    events,
+    final_arrays,
+    tiny_app,
+    tiny_config,
+    tiny_run,
+)
+
+pytestmark = pytest.mark.integration
+
+SEEN = [group for group in GROUPS if group != "Elbonia"]
+STRATEGIES = {
+    "fedavg": "{}",
+    "fedprox": '{"proximal_mu": 0.1}',
+    "fedadam": '{"eta": 0.05}',
+    "fedyogi": "{}",
+    "fedadagrad": "{}",
+    "fedavgm": '{"server_momentum": 0.9}',
+    "fedmedian": "{}",
+    "fedtrimmedavg": '{"beta": 0.3}',
+    "krum": "{}",
+    "multikrum": '{"num_nodes_to_select": 2}',
+    "bulyan": "{}",
+    "qfedavg": "{}",
+}
+
+
+def test_fedavg_is_the_weighted_mean(tmp_path: Path) -> None:
+    run = tiny_run(tiny_config(tmp_path, num_server_rounds=1))
+    start = {k: v.numpy() for k, v in TinyModel(3).state_dict().items()}
+    expected = {name: np.zeros_like(value, dtype=np.float64) for name, value in start.items()}
+    for group in SEEN:
+        noise = np.random.default_rng([0, 1, *group.encode()])
+        weight = len(group) / sum(map(len, SEEN))
+        for name in ("bias", "weight"):
+            pull = np.float32(0.2) * (noise.normal(size=start[name].shape) - start[name])
+            expected[name] += weight * np.asarray(start[name] + pull, dtype=np.float32)
+    result = load_file(run / "model" / "model.safetensors")
+    for name, value in expected.items():
+        np.testing.assert_allclose(result[name], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_same_seed_is_bit_identical_whatever_the_ids_and_orders(
+    tmp_path: Path, strategy: str
+) -> None:
+    arguments = json.loads(STRATEGIES[strategy])
+    if strategy != "bulyan":
+        arguments |= {"fraction_train": 0.75, "min_train_nodes": 3}
+    results = []
+    for attempt, seed in enumerate((3, 3, 4)):
+        random.seed(attempt)  # whatever state the process is in
+        config = tiny_config(
+            tmp_path / str(attempt),
+            strategy=strategy,
+            strategy_args=json.dumps(arguments),
+            seed=seed,
+        )
+        results.append(final_arrays(tiny_run(config)))
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "qfedavg"])
+def test_model_keeps_its_dtypes_on_the_wire(tmp_path: Path, strategy: str) -> None:
+    # Both compute in float64, which would double the traffic.
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+    tiny_run(tiny_config(tmp_path, strategy=strategy), grid=grid)
+    sent = [m.content["arrays"] for m in grid.sent if "arrays" in m.content]
+    shapes = {(name, a.numpy().shape, a.dtype) for record in sent for name, a in record.items()}
+    assert shapes == {("weight", (3,), "float32"), ("bias", (), "float32")}
+
+
+def test_only_training_groups_train_and_sampling_follows_the_seed(tmp_path: Path) -> None:
+    arguments = '{"fraction_train": 0.5, "min_train_nodes": 1}'
+    runs = [
+        tiny_run(tiny_config(tmp_path / name, strategy_args=arguments, num_server_rounds=8))
+        for name in "ab"
+    ]
+    sampled = [[sorted(e["by_group"]) for e in events(run, "round")] for run in runs]
+    assert sampled[0] == sampled[1]
+    assert all(len(groups) == 2 and set(groups) < set(SEEN) for groups in sampled[0])
+    assert len({tuple(groups) for groups in sampled[0]}) > 1
+
+
+def test_global_generators_are_left_alone(tmp_path: Path) -> None:
+    np.random.seed(5)
+    expected = np.random.random()
+    np.random.seed(5)
+    tiny_run(tiny_config(tmp_path))
+    assert np.random.random() == expected
+
+
+def test_events_and_artefacts(tmp_path: Path) -> None:
+    run = tiny_run(tiny_config(tmp_path, num_server_rounds=3, evaluate_every=2))
+    kinds = [event["event"] for event in events(run)]
+    assert kinds == [
+        "run_started", "roster", "evaluation", "checkpoint", "round", "checkpoint",
+        "round", "evaluation", "checkpoint", "round", "evaluation", "checkpoint", "run_finished",
+    ]  # fmt: skip
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["completed_rounds"], record["error"]) == ("completed", 3, None)
+    assert (record["seen"], record["unseen"]) == (SEEN, ["Elbonia"])
+    assert record["dataset"]["groups"] == dict.fromkeys(GROUPS, 10)
+    assert set(record["versions"]) == {"python", "torch", "flwr", "ray", "numpy", "transformers"}
+    evaluation = events(run, "evaluation")[-1]
+    assert evaluation["round"] == 3
+    block = evaluation["seen"]
+    assert sorted(block["by_group"]) == SEEN
+    assert block["alignment"] == pytest.approx(np.mean(list(block["by_group"].values())))
+    assert block["questions"] == dict.fromkeys(SEEN, 10)
+    assert block["test_questions"]["questions"] == dict.fromkeys(SEEN, 2)
+    assert list(evaluation["unseen"]["by_group"]) == ["Elbonia"]
+    assert evaluation["validation_alignment"] == pytest.approx(block["alignment"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["seen"] == block
+    assert summary["rounds"] == 3
+    total = [sum(e["bytes_down"] for e in events(run) if "bytes_down" in e), summary["bytes_down"]]
+    assert total[0] == total[1]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints", "metrics.jsonl", "model", "resume.toml", "run.json", "summary.json",
+    ]  # fmt: skip
+
+
+def test_bytes_are_those_of_the_records(tmp_path: Path) -> None:
+    run = tiny_run(tiny_config(tmp_path, num_server_rounds=1))
+    train = events(run, "round")[0]
+    arrays = 4 * 4 * 4  # 4 nodes, 3 + 1 float32 values
+    assert arrays < train["bytes_up"] < arrays + 4 * 500
+    assert arrays < train["bytes_down"] < arrays + 4 * 500
+
+
+def test_first_and_last_model_are_evaluated_on_everyone(tmp_path: Path) -> None:
+    arguments = '{"fraction_evaluate": 0.4, "min_evaluate_nodes": 1}'
+    run = tiny_run(tiny_config(tmp_path, strategy_args=arguments))
+    counts = [
+        sum(len(e[side]["by_group"]) for side in ("seen", "unseen") if e[side])
+        for e in events(run, "evaluation")
+    ]
+    assert counts == [5, 2, 2, 2, 5]
+
+
+def test_early_stopping_watches_seen_groups_and_restores_the_best(tmp_path: Path) -> None:
+    # Alignment of seen groups peaks in round 2; that of the unseen group only rises.
+    seen = {0: 0.5, 1: 0.6, 2: 0.8, 3: 0.7, 4: 0.75, 5: 0.9}
+    models: dict[int, bytes] = {}
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        if request.metadata.message_type == "evaluate":
+            server_round = int(request.content["config"]["server-round"])
+            score = 0.3 + server_round / 10 if partition == 0 else seen[server_round]
+            for split in ("all", "validation"):
+                reply.content["metrics"][f"{split}-alignment"] = score
+            models[server_round] = request.content["arrays"]["weight"].numpy().tobytes()
+        return reply
+
+    config = tiny_config(tmp_path, num_server_rounds=5, early_stopping_patience=2)
+    run = tiny_run(config, fault=fault)
+    stopped = events(run, "early_stopped")
+    assert [(e["round"], e["best_round"]) for e in stopped] == [(4, 2)]
+    assert final_arrays(run)["weight"] == models[2]
+    assert json.loads((run / "summary.json").read_text())["seen"]["alignment"] == 0.8
+
+
+def test_custom_strategy_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_strategies.py").write_text(
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Halved(FedAvg):\n"
+        "    def __init__(self, factor: float = 0.5, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+        "        self.factor = factor\n"
+        "    def configure_train(self, server_round, arrays, config, grid):\n"
+        "        config['learning-rate'] = config['learning-rate'] * self.factor\n"
+        "        return super().configure_train(server_round, arrays, config, grid)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    custom = tiny_config(tmp_path / "a", strategy="my_strategies:Halved", learning_rate=0.2)
+    stock = tiny_config(tmp_path / "b", learning_rate=0.1)
+    assert final_arrays(tiny_run(custom)) == final_arrays(tiny_run(stock))
+
+
+def test_differential_privacy_wrapper_works_and_its_noise_is_not_seeded(tmp_path: Path) -> None:
+    arguments = json.dumps(
+        {"strategy": {"name": "fedavg", "fraction_train": 1.0}, "noise_multiplier": 0.5,
+         "clipping_norm": 1.0, "num_sampled_clients": 4}
+    )  # fmt: skip
+    name = "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping"
+    results = [
+        final_arrays(tiny_run(tiny_config(tmp_path / k, strategy=name, strategy_args=arguments)))
+        for k in "ab"
+    ]
+    assert results[0] != results[1]
+
+
+def test_a_single_training_group_does_not_wait_for_ever(tmp_path: Path) -> None:
+    grid = InProcessGrid(tiny_app(["A", "B"], ["B"]), 2)
+    run = tiny_run(tiny_config(tmp_path), grid=grid)
+    assert list(events(run, "round")[0]["by_group"]) == ["A"]

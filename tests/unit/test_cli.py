@@ -1,0 +1,240 @@
+"""The command line: precedence, messages and exit codes, without starting a federation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from pluralllm_fl.cli import app
+from pluralllm_fl.cli.console import guarded
+from pluralllm_fl.cli.settings import gather, gather_resumed
+from pluralllm_fl.config import default_run_config
+from pluralllm_fl.errors import ArtefactError, ConfigError
+
+pytestmark = pytest.mark.fast
+
+SMALL = ("--set", "synthetic-groups=4", "--set", "synthetic-questions=40")
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.chdir(tmp_path)
+
+
+def invoke(*arguments: str) -> Result:
+    result = CliRunner().invoke(app, list(arguments))
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--set", "learning-rat=1"], 2, "Did you mean 'learning-rate'?"),
+        (["--set", "width=wide"], 2, "width = 'wide': must be a whole number"),
+        (["--set", "unseen-fraction=1.5"], 2, "unseen-fraction = 1.5: must be"),
+        (["--rounds", "0"], 2, "num-server-rounds = 0: must be at least 1"),
+        (["--set", "width"], 2, "--set width: write it as key=value"),
+        (["--rounds", "many"], 2, "Invalid value for '--rounds'"),
+        (["--recipe", "absent.toml"], 2, "No recipe absent.toml."),
+        ([*SMALL, "--seen", "Atlantis"], 2, "Unknown group 'Atlantis'"),
+        ([*SMALL, "--set", "context-questions=40"], 2, "context-questions = 40 needs at least 41"),
+        ([*SMALL, "--set", "strategy=fedavgg"], 2, "Did you mean 'fedavg'?"),
+        (["--set", "device=cuda"], 2, "add --gpus"),
+        (["--dataset", "absent.jsonl"], 1, "absent.jsonl"),
+        (["--dataset", "syntetic"], 1, "Did you mean 'synthetic'?"),
+        (["--resume", "absent"], 1, "There is no run at"),
+        (["--resume", ".", "--recipe", "r.toml"], 2, "leave --recipe out"),
+    ],
+)
+def test_mistakes_end_before_anything_is_written(
+    arguments: list[str], code: int, message: str, tmp_path: Path
+) -> None:
+    result = invoke("simulate", *arguments)
+    assert result.exit_code == code
+    assert message in result.output
+    assert not any(tmp_path.iterdir())
+
+
+def test_output_directory_must_be_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = invoke("simulate", *SMALL, "--output-dir", str(tmp_path / "file" / "runs"))
+    assert result.exit_code == 1
+    assert f"Cannot write to output-dir {tmp_path}/file/runs: Not a directory" in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
+    old = tmp_path / "runs" / "mine"
+    old.mkdir(parents=True)
+    (old / "run.json").write_text("{}")
+    result = invoke("simulate", *SMALL, "--set", "run-name=mine")
+    assert result.exit_code == 1
+    assert f"--resume {old}" in result.output
+    assert (old / "run.json").read_text() == "{}"
+
+
+def test_later_sources_of_settings_win(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('seed = 1\nwidth = 64\nlocal-steps = 3\ndataset = "globalopinionqa"\n')
+    config = gather(recipe, {"seed": 2, "num-server-rounds": None}, ["width=32", "layers=1"])
+    assert (config.seed, config.width, config.local_steps, config.layers) == (2, 32, 3, 1)
+    assert config.dataset == "globalopinionqa"
+    assert config.num_server_rounds == default_run_config()["num-server-rounds"]
+    assert gather(None, {"seed": 2}, ["seed=3"]).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "value"),
+    [
+        ("learning-rate=1e-3", "learning-rate", 1e-3),
+        ("learning-rate=1", "learning-rate", 1.0),
+        ("seed=7", "seed", 7),
+        ("seen-groups=A; B (new)", "seen-groups", "A; B (new)"),
+        ('seen-groups="A;B"', "seen-groups", "A;B"),
+        ("run-name=2024", "run-name", "2024"),
+        ("run-name=a\nseed=9", "run-name", "a\nseed=9"),
+        ("strategy-args={'mu': 1}", "strategy-args", "{'mu': 1}"),
+        ('strategy-args={"mu": 0.1}', "strategy-args", '{"mu": 0.1}'),
+        ("embedding-template={question} = {option}", "embedding-template", "{question} = {option}"),
+    ],
+)
+def test_values_are_read_like_toml_or_taken_as_text(
+    assignment: str, key: str, value: object
+) -> None:
+    if value == "{'mu': 1}":
+        with pytest.raises(ConfigError, match="strategy-args is not JSON"):
+            gather(None, {}, [assignment])
+        return
+    found = gather(None, {}, [assignment]).to_run_config()[key]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_paths_become_absolute_and_names_stay(tmp_path: Path) -> None:
+    (tmp_path / "synthetic").mkdir()
+    config = gather(None, {"dataset": "synthetic"}, ["embedding-cache=cache"])
+    assert config.dataset == "synthetic"
+    assert config.output_dir == str(tmp_path / "runs")
+    assert config.embedding_cache == str(tmp_path / "cache")
+    assert gather(None, {"dataset": "a.csv"}, []).dataset == str(tmp_path / "a.csv")
+    hub = "Anthropic/llm_global_opinions"
+    assert gather(None, {"dataset": hub}, []).dataset == hub
+
+
+def test_run_name_says_data_and_seed_and_is_free(tmp_path: Path) -> None:
+    config = gather(None, {"dataset": "päper data.csv", "seed": 4}, [])
+    assert config.run_name.startswith("päper-data-")
+    assert config.run_name.endswith("-seed4")
+    assert not (tmp_path / "runs" / config.run_name).exists()
+
+
+def test_resumed_run_keeps_its_settings_and_folder(tmp_path: Path) -> None:
+    run = stored_run(tmp_path / "elsewhere" / "a", status="interrupted", config={"width": 64})
+    config = gather_resumed(Path("elsewhere"), {"num-server-rounds": 50, "seed": None}, [])
+    assert config.width == 64
+    assert config.num_server_rounds == 50
+    assert (config.resume, config.output_dir) == (str(run), str(run.parent))
+    assert config.run_name == "a"
+
+
+def test_completed_run_has_nothing_to_resume(tmp_path: Path) -> None:
+    run = stored_run(tmp_path / "a", status="completed", config={"num-server-rounds": 5}, rounds=5)
+    with pytest.raises(ArtefactError, match="already completed"):
+        gather_resumed(run, {}, [])
+    assert gather_resumed(run, {"num-server-rounds": 6}, []).num_server_rounds == 6
+
+
+def stored_run(folder: Path, *, status: str, config: dict[str, Any], rounds: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    body = {
+        "status": status, "config": {**default_run_config(), **config},
+        "completed_rounds": rounds, "started": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(body))
+    return folder
+
+
+def test_predict_needs_two_options_and_a_run() -> None:
+    one = invoke("predict", "absent", "--question", "Q?", "--option", "yes")
+    assert one.exit_code == 2
+    assert "at least two options" in one.output
+    two = invoke("predict", "absent", "--question", "Q?", "--option", "yes", "--option", "no")
+    assert two.exit_code == 1
+    assert "There is no run at" in two.output
+
+
+def test_data_check_exits_nonzero_on_problems(tmp_path: Path) -> None:
+    good = {"group": "A", "question": "Q?", "options": ["x", "y"], "distribution": [0.5, 0.5]}
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(good) + "\n")
+    assert invoke("data", "check", str(file)).exit_code == 0
+    file.write_text(json.dumps(good) + "\n" + json.dumps(good | {"distribution": [0.5, 0.9]}))
+    found = invoke("data", "check", str(file))
+    assert found.exit_code == 1
+    assert "line 2" in found.output
+    assert invoke("data", "check", str(tmp_path / "absent.csv")).exit_code == 1
+
+
+def test_unexpected_errors_leave_one_line_and_a_traceback_file() -> None:
+    broken = typer.Typer()
+
+    @broken.command()
+    @guarded
+    def fail(verbose: bool = False) -> None:  # noqa: ARG001 - read by guarded
+        raise ZeroDivisionError("by [nothing]")
+
+    result = CliRunner().invoke(broken, [])
+    assert result.exit_code == 1
+    assert "Unexpected error: ZeroDivisionError: by [nothing]" in result.output
+    assert "Traceback" not in result.output
+    log = Path(result.output.split("The traceback is in ")[1].strip())
+    assert "Traceback" in log.read_text()
+    log.unlink()
+    assert "Traceback" in CliRunner().invoke(broken, ["--verbose"]).output
+
+
+def test_interrupt_exits_130() -> None:
+    interrupted = typer.Typer()
+
+    @interrupted.command()
+    @guarded
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(interrupted, [])
+    assert result.exit_code == 130
+    assert "Interrupted" in result.output
+
+
+def test_command_line_starts_without_heavy_libraries() -> None:
+    code = (
+        "import sys, pluralllm_fl.cli; "
+        "print(sorted({'torch', 'flwr', 'transformers', 'numpy', 'pandas'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
+    assert found.stdout == b"[]\n"
+
+
+def test_version_and_both_entries_offer_the_same_options() -> None:
+    assert invoke("--version").output.startswith("pluralllm-fl ")
+    script = Path(__file__).parents[2] / "simulation.py"
+    alone = subprocess.run(
+        [sys.executable, str(script), "--help"], capture_output=True, check=True, text=True
+    )
+    simulate = invoke("simulate", "--help").output
+    options = [
+        "dataset", "seen", "unseen", "rounds", "seed", "recipe", "set",
+        "output-dir", "gpus", "resume", "verbose",
+    ]  # fmt: skip
+    for option in options:
+        assert f"--{option}" in alone.stdout
+        assert f"--{option}" in simulate

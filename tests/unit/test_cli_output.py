@@ -1,0 +1,193 @@
+"""Progress, result tables and run folders as the terminal shows and finds them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pluralllm_fl.cli.tables import show_bars, show_diagnostics, show_groups, show_summary
+from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.metrics import group_block
+from pluralllm_fl.progress import EventTail, RoundProgress, duration
+from pluralllm_fl.runs import close_run, resolve_run
+
+pytestmark = pytest.mark.fast
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def text(target: Console) -> str:
+    assert isinstance(target.file, io.StringIO)
+    return target.file.getvalue()
+
+
+def append(path: Path, *events: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps({"time": 10.0, **event}) + "\n" for event in events)
+
+
+def test_tail_waits_for_whole_lines_and_follows_a_rewritten_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = EventTail(path, since=5.0)
+    assert tail.read() == []
+    append(path, {"event": "old", "time": 1.0}, {"event": "a"})
+    with path.open("a") as file:
+        file.write('{"event": "b", ')
+    assert [e["event"] for e in tail.read()] == ["a"]
+    with path.open("a") as file:
+        file.write('"time": 11.0}\n')
+    assert [e["event"] for e in tail.read()] == ["b"]
+    other = tmp_path / "new"
+    append(other, {"event": "c"})
+    other.replace(path)
+    assert [e["event"] for e in tail.read()] == ["c"]
+
+
+def test_plain_progress_prints_one_line_a_round(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    scores = {"seen": {"alignment": 0.71}, "unseen": {"alignment": 0.69}}
+    target = console()
+    with RoundProgress(target, EventTail(path, since=0.0)) as progress:
+        append(
+            path,
+            {"event": "run_started", "rounds": 3, "first_round": 1},
+            {"event": "roster", "nodes": []},
+            {"event": "evaluation", "round": 0, "seen": None, "unseen": scores["unseen"]},
+            {"event": "round", "round": 1, "train_loss": 1.25},
+            {"event": "evaluation", "round": 1, **scores},
+            {"event": "reply_dropped", "round": 2, "group": "[b]", "reason": "NaN"},
+            {"event": "round_retried", "round": 2, "attempt": 1, "good": 1, "needed": 2},
+            {"event": "round", "round": 2, "train_loss": 1.0},
+        )
+        progress.update()
+        assert "round 2/3" not in text(target)
+        append(path, {"event": "round", "round": 3, "train_loss": 0.5})
+        append(path, {"event": "early_stopped", "round": 3, "best_round": 1})
+    lines = text(target).splitlines()
+    assert lines[0] == "round 0  unseen 0.6900"
+    assert lines[1].startswith("round 1/3  loss 1.2500  seen 0.7100  unseen 0.6900  0s elapsed, ")
+    assert lines[2] == "Warning: round 2: reply of [b] dropped: NaN"
+    assert "1 good replies of 2 needed" in lines[3]
+    assert lines[4].startswith("round 2/3  loss 1.0000  0s")
+    assert lines[5].startswith("round 3/3  loss 0.5000  0s elapsed")
+    assert lines[6:] == ["Stopped early after round 3; best round 1."]
+
+
+def test_live_progress_renders_on_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    target = Console(file=io.StringIO(), width=120, force_terminal=True)
+    with RoundProgress(target, EventTail(path, since=0.0)) as progress:
+        assert "starting Flower" in rendered(progress)
+        append(path, {"event": "run_started", "rounds": 9, "first_round": 4})
+        progress.update()
+        append(path, {"event": "roster"}, {"event": "round", "round": 4, "train_loss": 1.0})
+        progress.update()
+        assert "round 4/9" in rendered(progress)
+        assert "left" in rendered(progress)
+    assert "Resuming with round 4." in text(target)
+
+
+def rendered(progress: RoundProgress) -> str:
+    target = console()
+    target.print(progress)
+    return text(target)
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.4, 59.4, 60, 3725)] == ["0s", "59s", "1m00s", "62m05s"]
+
+
+def block() -> dict[str, Any]:
+    scores = {"[Low]": 0.6, "High": 0.8}
+    both = dict.fromkeys(scores, 0.5)
+    spread = {g: (s - 0.1, s + 0.1) for g, s in scores.items()}
+    made = group_block(scores, dict.fromkeys(scores, 7), both, spread)
+    return {**made, "test_questions": None}
+
+
+def test_groups_are_sorted_with_interval_and_reference() -> None:
+    target = console()
+    show_groups(target, {"seen": None, "unseen": block()}, {"[Low]": 0.41, "High": 0.42})
+    lines = [line.split() for line in text(target).splitlines()]
+    assert lines[1] == ["High", "unseen", "0.8000", "0.7000", "–", "0.9000", "7", "0.4200"]
+    assert lines[2] == ["[Low]", "unseen", "0.6000", "0.5000", "–", "0.7000", "7", "0.4100"]
+
+
+def test_summary_shows_means_and_fairness() -> None:
+    target = console()
+    show_summary(target, {"seen": block(), "unseen": None})
+    shown = text(target)
+    assert "alignment 0.7000" in shown
+    assert "uniform 0.5000" in shown
+    assert "CoV 0.1429" in shown
+    assert "1/(1+CoV²) 0.9800" in shown
+    assert "1/(1+CoV) 0.8750" in shown
+    assert "min 0.6000" in shown
+
+
+def test_diagnostics_leave_out_what_is_unknown() -> None:
+    target = console()
+    show_diagnostics(
+        target,
+        {
+            "references": {"seen_mean": {"seen": 0.8, "unseen": None}, "ceiling": None},
+            "context_gain": {"seen": 0.01, "unseen": -0.002},
+            "wrong_context": {"seen": None, "unseen": None},
+        },
+    )
+    assert text(target).splitlines() == [
+        "reference  mean of seen: seen 0.8000",
+        "context    gain over no context: seen +0.0100, unseen -0.0020",
+    ]
+
+
+def test_bars_are_proportional() -> None:
+    target = console()
+    show_bars(target, ["Yes", "No [really]", "Never"], [0.5, 0.25, 0.25])
+    lines = text(target).splitlines()
+    assert [line.count("█") for line in lines] == [15, 7, 7]
+    assert lines[1].startswith("No [really]")
+    assert lines[0].rstrip().endswith("50.0%")
+
+
+def make_run(folder: Path, status: str, started: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": status, "started": started}))
+    return folder
+
+
+def test_newest_completed_run_of_an_output_folder(tmp_path: Path) -> None:
+    make_run(tmp_path / "z-old", "completed", "2026-01-01T00:00:00+00:00")
+    newest = make_run(tmp_path / "a-new", "completed", "2026-01-02T00:00:00+00:00")
+    broken = make_run(tmp_path / "broken", "interrupted", "2026-01-03T00:00:00+00:00")
+    assert resolve_run(tmp_path) == newest
+    assert resolve_run(tmp_path, completed=False) == broken
+    assert resolve_run(broken) == broken
+    with pytest.raises(ArtefactError, match="Did you mean 'a-new'"):
+        resolve_run(tmp_path / "a-newer")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtefactError, match="no completed run"):
+        resolve_run(tmp_path / "empty")
+
+
+def test_closing_a_killed_run_drops_what_no_checkpoint_holds(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "running", "2026-01-01T00:00:00+00:00")
+    events = run / "metrics.jsonl"
+    append(events, {"event": "round", "round": 1}, {"event": "checkpoint", "round": 1})
+    append(events, {"event": "round", "round": 2})
+    with events.open("a") as file:
+        file.write('{"event": "eval')
+    close_run(run, "interrupted", None)
+    found = json.loads((run / "run.json").read_text())
+    assert (found["status"], found["completed_rounds"]) == ("interrupted", 1)
+    kept = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [e["event"] for e in kept] == ["round", "checkpoint", "run_finished"]
+    close_run(run, "failed", "later")
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    close_run(tmp_path / "absent", "failed", "never began")
+    assert not (tmp_path / "absent").exists()
