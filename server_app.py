@@ -1,7 +1,6 @@
 """The ServerApp: configuration, predictor and federation put together."""
 
 import logging
-from collections.abc import Callable
 
 import torch
 from flwr.app import Context
@@ -9,7 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import PluralLLMError
-from pluralllm_fl.federation.session import Model, run_federation
+from pluralllm_fl.federation.session import Model, ModelBuilder, run_federation
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.training import learning_rate_at
 
@@ -28,9 +27,11 @@ def main(grid: Grid, context: Context) -> None:
         raise error.with_traceback(None) from error.__cause__
 
 
-def _builder(config: RunConfig) -> Callable[[int], Model]:
-    def build(embedding_dim: int) -> Model:
+def _builder(config: RunConfig) -> ModelBuilder:
+    def build(embedding_dim: int, embedding_fingerprint: str) -> Model:
         torch.manual_seed(config.seed)
-        return PreferencePredictor(PredictorConfig.from_run_config(config, embedding_dim))
+        return PreferencePredictor(
+            PredictorConfig.from_run_config(config, embedding_dim, embedding_fingerprint)
+        )
 
     return build

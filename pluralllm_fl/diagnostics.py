@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pluralllm_fl.episodes import GroupTable, IntArray
 from pluralllm_fl.evaluation import (
@@ -35,6 +36,7 @@ def write_diagnostics(run: Path) -> dict[str, Any]:
     """Compute context curve, controls, references and examples; write ``diagnostics.json``."""
     config = run_config(run)
     workspace = open_workspace(config)
+    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
     predictor = PreferencePredictor.from_pretrained(run / "model")
     require_same_embedding(predictor, workspace.embedding_fingerprint)
     predictor.to(workspace.vectors.device)

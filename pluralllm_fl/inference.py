@@ -209,6 +209,7 @@ def evaluate_run(
         seed=trained.seed if seed is None else seed,
     )
     workspace = open_workspace(config)
+    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
     predictor = PreferencePredictor.from_pretrained(run / "model")
     require_same_embedding(predictor, workspace.embedding_fingerprint)
     predictor.to(workspace.vectors.device)

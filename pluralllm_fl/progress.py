@@ -86,14 +86,19 @@ class RoundProgress:
 
     def __rich__(self) -> RenderableType:
         """Render the live line."""
-        row = Table.grid(padding=(0, 2))
-        done = self._round - max(self._first - 1, 0)
-        row.add_row(
-            ProgressBar(max(self._rounds - self._first + 1, 1), max(done, 0), width=24),
+        texts = [
             f"round {self._round}/{self._rounds}" if self._rounds else self._state,
             *self._scores(self._pending, self._evaluation),
             self._times(),
-        )
+        ]
+        row = Table.grid(padding=(0, 2))
+        cells: list[RenderableType] = list(texts)
+        if self._console.width >= 100:
+            done = max(self._round - max(self._first - 1, 0), 0)
+            cells.insert(0, ProgressBar(max(self._rounds - self._first + 1, 1), done, width=16))
+        for _ in cells:
+            row.add_column(no_wrap=True)
+        row.add_row(*cells)
         return row
 
     def _on_run_started(self, event: Event) -> None:

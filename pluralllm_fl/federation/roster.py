@@ -60,6 +60,11 @@ class Roster:
         return self.nodes[0].dimension
 
     @property
+    def embedding(self) -> str:
+        """Fingerprint of the language model that all nodes agree on."""
+        return self.nodes[0].embedding
+
+    @property
     def fingerprint(self) -> str:
         """Hash over the nodes' data fingerprints in order of group names."""
         lines = "\n".join(f"{node.group}\t{node.role}\t{node.fingerprint}" for node in self.nodes)

@@ -59,10 +59,13 @@ class Model(Protocol):
         ...
 
 
+ModelBuilder = Callable[[int, str], Model]
+
+
 def run_federation(
     grid: Grid,
     config: RunConfig,
-    build_model: Callable[[int], Model],
+    build_model: ModelBuilder,
     learning_rate_at: LearningRate,
 ) -> Path:
     """Run a federation and write its artefacts.
@@ -74,7 +77,7 @@ def run_federation(
     config : RunConfig
         The run; with ``resume`` set, the run to continue.
     build_model : callable
-        ``embedding dimension -> model`` with the initial parameters.
+        ``(embedding dimension, embedding fingerprint) -> model`` with the initial parameters.
     learning_rate_at : callable
         ``(config, round) -> learning rate``.
 
@@ -113,13 +116,13 @@ class _Session:
         self.loop: RoundLoop | None = None
         self.writer: CheckpointWriter | None = None
 
-    def run(self, build_model: Callable[[int], Model], learning_rate_at: LearningRate) -> None:
+    def run(self, build_model: ModelBuilder, learning_rate_at: LearningRate) -> None:
         config, directory = self.config, self.directory
         roster = collect(
             self.grid, expected_nodes=config.expected_nodes, join_timeout=config.join_timeout
         )
         _record_roster(directory, roster, resumed=self.start is not None)
-        model = build_model(roster.dimension)
+        model = build_model(roster.dimension, roster.embedding)
         stopping, callbacks = self._callbacks()
         loop = self.loop = self._loop(roster, model, learning_rate_at, callbacks)
         if self.start is not None and stopping is not None:

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = {
-    "synthetic-groups": 5, "synthetic-questions": 60, "num-server-rounds": 3, "local-steps": 15,
-    "width": 32, "latent": 4, "learning-rate": 0.005, "context-max": 20, "target-min": 5, "target-max": 20,
+    "synthetic-groups": 6, "synthetic-questions": 120, "num-server-rounds": 3, "local-steps": 15,
+    "width": 64, "latent": 8,
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_artefacts_are_complete_and_agree(run: Path) -> None:
     assert (summary["status"], summary["rounds"]) == ("completed", 3)
     assert min(summary[k] for k in ("wall_seconds", "bytes_up", "bytes_down")) > 0
     groups = {side: set(summary[side]["by_group"]) for side in ("seen", "unseen")}
-    assert len(groups["seen"] | groups["unseen"]) == 5
+    assert len(groups["seen"] | groups["unseen"]) == 6
     assert not groups["seen"] & groups["unseen"]
     for side in ("seen", "unseen"):
         for block in (summary[side], summary[side]["test_questions"]):
@@ -115,7 +115,7 @@ def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Pa
     told = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     distribution = json.loads(told.stdout)["distribution"]
     assert sum(distribution) == pytest.approx(1)
-    assert f"{100 * distribution[0]:.0f}" in shown.stdout
+    assert f"{100 * distribution[0]:.1f}%" in shown.stdout
     group = Pluralist.load(run).condition({("Do you trust the press?", ("Yes", "No")): (0.3, 0.7)})
     assert group.predict("Do you trust the courts?", ["Yes", "No"]) == pytest.approx(
         distribution, abs=1e-6
@@ -127,7 +127,7 @@ def test_same_seed_same_bits_also_through_flwr_run(run: Path, tmp_path: Path) ->
     (tmp_path / "again").mkdir()
     simulate(tmp_path / "again")
     assert (only_run(tmp_path / "again") / "model" / "model.safetensors").read_bytes() == weights
-    other = flwr_run(tmp_path, {**SMALL, "output-dir": str(tmp_path / "flwr")}, supernodes=5)
+    other = flwr_run(tmp_path, {**SMALL, "output-dir": str(tmp_path / "flwr")}, supernodes=6)
     assert other == "finished:completed"
     found = only_run(tmp_path / "flwr")
     assert (found / "model" / "model.safetensors").read_bytes() == weights
@@ -138,7 +138,7 @@ def test_wrong_number_of_supernodes_names_the_right_command(tmp_path: Path) -> N
     config = {**SMALL, "output-dir": str(tmp_path / "flwr")}
     assert flwr_run(tmp_path, config, supernodes=3) == "finished:failed"
     error = read(only_run(tmp_path / "flwr") / "run.json")["error"]
-    assert "num-supernodes=5" in error
+    assert "num-supernodes=6" in error
 
 
 def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path) -> None:

@@ -264,7 +264,9 @@ def tiny_run(
 ) -> Path:
     """Run the tiny federation and return its run directory."""
     grid = grid or InProcessGrid(tiny_app(), len(GROUPS), fault=fault)
-    return run_federation(grid, config, TinyModel, lambda c, _: c.learning_rate)
+    return run_federation(
+        grid, config, lambda dimension, _: TinyModel(dimension), lambda c, _: c.learning_rate
+    )
 
 
 def events(run: Path, kind: str = "") -> list[dict[str, Any]]:
