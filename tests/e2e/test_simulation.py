@@ -6,13 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from safetensors.numpy import load_file
+
+from tests.e2e.processes import mark, started, until
+
+__all__ = ["mark"]
 
 pytestmark = pytest.mark.e2e
 
@@ -24,16 +27,18 @@ SMALL = {
 }  # fmt: skip
 
 
+ASSIGNMENTS = [f"--set={key}={value}" for key, value in SMALL.items()]
+
+
 def simulate(
-    output: Path, *options: str, small: bool = True, check: bool = True
+    output: Path, *options: str, new: bool = True, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    assignments = [f"--set={key}={value}" for key, value in SMALL.items()] if small else []
+    """Run simulation.py to its end; a new run is a small one that writes to `output`."""
+    settings = ["--output-dir", str(output), *ASSIGNMENTS] if new else []
     result = subprocess.run(
-        [
-            sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(output),
-            *assignments, *options,
-        ],
+        [sys.executable, str(ROOT / "simulation.py"), *settings, *options],
         capture_output=True, text=True, cwd=output, timeout=280,
+        env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     assert "Traceback" not in result.stdout + result.stderr
     assert not check or result.returncode == 0, result.stdout + result.stderr
@@ -103,6 +108,31 @@ def test_evaluating_the_saved_model_gives_the_federations_numbers(run: Path) -> 
     )
 
 
+def test_evaluate_another_file_from_the_output_folder(run: Path, tmp_path: Path) -> None:
+    shares = {"tea": 0.5, "rain": 0.25, "maps": 0.75, "bread": 0.9}
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        "\n".join(
+            json.dumps(
+                {"group": "Newland", "question": f"Do you like {thing}?", "options": ["Yes", "No"],
+                 "distribution": [share, 1 - share]}
+            )
+            for thing, share in shares.items()
+        )
+    )  # fmt: skip
+    command = [BIN / "pluralllm", "evaluate", run.parent, "--dataset", answers, "--json"]
+    result = subprocess.run(
+        [*command, "--context-questions", "2"], capture_output=True, text=True, check=True
+    )
+    block = json.loads(result.stdout)["unseen"]
+    assert list(block["by_group"]) == ["Newland"]
+    assert block["questions"] == {"Newland": 2}
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "'Newland'" in result.stderr
+    assert "needs at least 21" in result.stderr
+
+
 def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Path) -> None:
     from pluralllm_fl.inference import Pluralist
 
@@ -141,34 +171,42 @@ def test_wrong_number_of_supernodes_names_the_right_command(tmp_path: Path) -> N
     assert "num-supernodes=6" in error
 
 
-def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path) -> None:
-    assignments = [f"--set={key}={value}" for key, value in SMALL.items()]
+def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path, mark: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(tmp_path), *assignments],
+        [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(tmp_path), *ASSIGNMENTS],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*/checkpoints/round-*")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    family = psutil.Process(process.pid).children(recursive=True)
+    assert until(lambda: list(tmp_path.glob("*/checkpoints/round-0001")) or process.poll(), 90)
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=60)[0]
-    if process.returncode == 0:
-        pytest.skip("the run ended before the interrupt reached it")
     assert process.returncode == 130, text
-    assert "--resume" in text
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert started(mark) == []
+    assert "Traceback" not in text
     interrupted = only_run(tmp_path)
-    assert read(interrupted / "run.json")["status"] == "interrupted"
-    subprocess.run(
-        [sys.executable, str(ROOT / "simulation.py"), "--resume", str(interrupted)], check=True,
-        capture_output=True,
-    )  # fmt: skip
-    resumed, whole = (load_file(r / "model" / "model.safetensors") for r in (interrupted, run))
-    assert all((resumed[name] == whole[name]).all() for name in whole)
+    assert f"python simulation.py --resume {interrupted}" in text
+    recorded = read(interrupted / "run.json")
+    assert recorded["status"] == "interrupted"
+    done = recorded["completed_rounds"]
+    resumed = simulate(tmp_path, "--resume", str(interrupted), new=False)
+    assert started(mark) == []
+    assert f"Resuming with round {done + 1}." in resumed.stdout
+    weights, whole = (load_file(r / "model" / "model.safetensors") for r in (interrupted, run))
+    assert all((weights[name] == whole[name]).all() for name in whole)
     assert read(interrupted / "summary.json")["unseen"] == read(run / "summary.json")["unseen"]
+    assert "Starting Flower Simulation" in (interrupted / "flower.log").read_text()
+
+
+def test_failed_run_says_why_and_leaves_nothing_running(tmp_path: Path, mark: str) -> None:
+    result = simulate(
+        tmp_path, "--set=expected-nodes=9", "--set=join-timeout=1", "--set=run-name=short",
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert started(mark) == []
+    cause = read(tmp_path / "short" / "run.json")["error"]
+    assert cause.split(".")[0] in result.stderr
+    assert f"Flower's log: {tmp_path / 'short' / 'flower.log'}" in result.stderr
 
 
 def test_a_custom_strategy_by_import_path(tmp_path: Path) -> None:
@@ -182,8 +220,9 @@ def test_real_survey(shared_data: Path, tmp_path: Path) -> None:
     """Two short rounds on the real survey: the paper's groups by default, better than uniform."""
     path = shared_data / "global_opinions" / "global_opinions.csv"
     simulate(
-        tmp_path, "--dataset", str(path), "--rounds", "2", "--set", "local-steps=10", small=False
-    )
+        tmp_path, f"--dataset={path}", "--rounds=2", "--set=local-steps=10",
+        f"--output-dir={tmp_path}", new=False,
+    )  # fmt: skip
     summary = read(only_run(tmp_path) / "summary.json")
     assert (len(summary["seen"]["by_group"]), len(summary["unseen"]["by_group"])) == (8, 6)
     assert summary["unseen"]["uniform"] == pytest.approx(0.65, abs=0.01)
