@@ -137,7 +137,6 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
     seen, unseen = split_groups(
         dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
     )
-    require_questions(dataset, seen + unseen, config.context_questions)
     embedder = text_embedder(config)
     table = embedder.embed(dataset.questions, progress)
     vectors = torch.from_numpy(table.vectors).to(torch_device(config))

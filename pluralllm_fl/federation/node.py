@@ -9,8 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from pluralllm_fl.config import RunConfig, Value
-from pluralllm_fl.datasets import load_dataset
-from pluralllm_fl.errors import ConfigError, nearest
+from pluralllm_fl.errors import ConfigError, DatasetError
 from pluralllm_fl.evaluation import evaluate_group
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.preferences import Role
@@ -54,9 +53,7 @@ class LocalNode:
     @classmethod
     def _simulated(cls, config: RunConfig, node_config: Mapping[str, Value]) -> "LocalNode":
         workspace = open_workspace(config)
-        partition, supernodes = (
-            int(node_config[f"{k}"]) for k in ("partition-id", "num-partitions")
-        )
+        partition, supernodes = int(node_config["partition-id"]), int(node_config["num-partitions"])
         groups = workspace.groups
         group = groups[min(partition, len(groups) - 1)]
         return cls(config, workspace, group, workspace.role(group), len(groups), supernodes)
@@ -74,18 +71,21 @@ class LocalNode:
         role = str(node_config.get("role", _listed_role(config, group)))
         if role not in ("train", "evaluate"):
             raise ConfigError(f"role = '{role}' in --node-config: must be train or evaluate.")
-        held = load_dataset(path, on_bad_row=config.on_bad_row).groups
-        if group not in held:
-            raise ConfigError(f"{path} has no group '{group}'.{nearest(group, held)}")
         # The split of questions is a hash, so a node needs to know no other group.
         own = RunConfig.from_run_config(
             config.to_run_config()
             | {"dataset": path, "seen-groups": group, "unseen-groups": ""}
             | local
         )
-        return cls(
-            own, open_workspace(own), group, "train" if role == "train" else "evaluate", 0, 0
-        )
+        try:
+            workspace = open_workspace(own)
+        except DatasetError:
+            # The reason may quote the data, and error replies and logs leave this machine.
+            raise DatasetError(
+                f"The data file of group '{group}' cannot be used. On its node, "
+                f"`pluralllm data check {path}` says why."
+            ) from None
+        return cls(own, workspace, group, "train" if role == "train" else "evaluate", 0, 0)
 
     def introduce(self) -> tuple[ConfigRecord, MetricRecord]:
         """Answer the roster: group, role and counts; nothing of the answers themselves."""

@@ -1,0 +1,115 @@
+"""A node's side: which group it holds, what it sends, and what it never sends."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+
+from pluralllm_fl.config import default_run_config
+from pluralllm_fl.embedding.models import PACKAGED
+from pluralllm_fl.errors import ConfigError, DatasetError
+from pluralllm_fl.federation.node import LocalNode
+from pluralllm_fl.federation.records import to_arrays
+from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+
+pytestmark = pytest.mark.integration
+pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+
+TOPICS = ("tea", "rain", "maps", "bread", "trains", "music", "gardens", "ships", "clocks", "snow")
+
+
+def context(node_config: dict[str, Any], **changes: Any) -> Context:
+    small = {"width": 16, "latent": 4, "context-questions": 4, "local-steps": 2, "target-min": 2}
+    run_config = default_run_config() | small | {k.replace("_", "-"): v for k, v in changes.items()}
+    return Context(
+        run_id=1, node_id=2, node_config=node_config, state=RecordDict(), run_config=run_config
+    )
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    path = tmp_path / "answers.jsonl"
+    rows = [
+        {"group": "Germany", "question": f"Do you like {topic} in the {time}?",
+         "options": ["Secretly yes", "Never"], "distribution": [0.31, 0.69]}
+        for topic in TOPICS for time in ("morning", "evening")
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_deployed_node_takes_group_and_role_from_its_own_config(answers: Path) -> None:
+    own = {"dataset-path": str(answers), "group": "Germany"}
+    assert LocalNode.from_context(context(own)).role == "train"
+    assert LocalNode.from_context(context(own, unseen_groups="Germany")).role == "evaluate"
+    assert LocalNode.from_context(context(own, seen_groups="Japan")).role == "evaluate"
+    assert LocalNode.from_context(context({**own, "role": "evaluate"})).role == "evaluate"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": ""}, "lacks group"),
+        ({"dataset-path": ""}, "lacks dataset-path"),
+        ({"group": "Germani"}, "Did you mean 'Germany'"),
+        ({"role": "trane"}, "must be train or evaluate"),
+    ],
+)
+def test_a_wrong_node_config_is_named(answers: Path, change: dict[str, str], message: str) -> None:
+    own = {"dataset-path": str(answers), "group": "Germany", **change}
+    with pytest.raises(ConfigError, match=message):
+        LocalNode.from_context(context(own))
+
+
+def test_simulated_nodes_are_the_sorted_seen_then_unseen_groups() -> None:
+    groups = [
+        LocalNode.from_context(
+            context({"partition-id": i, "num-partitions": 4}, synthetic_groups=4)
+        )
+        for i in range(4)
+    ]
+    assert [n.role for n in groups] == ["train"] * 3 + ["evaluate"]
+    assert [n.group for n in groups[:3]] == sorted(n.group for n in groups[:3])
+    assert len({n.group for n in groups}) == 4
+
+
+def everything(record: RecordDict | MetricRecord | ConfigRecord) -> str:
+    return json.dumps({k: str(v) for k, v in record.items()})
+
+
+def test_replies_hold_numbers_and_never_the_data(answers: Path) -> None:
+    node = LocalNode.from_context(context({"dataset-path": str(answers), "group": "Germany"}))
+    roster, counts = node.introduce()
+    assert counts["questions"] == 20
+    torch.manual_seed(0)
+    config = PredictorConfig.from_run_config(node.config, int(str(roster["dimension"])))
+    start = ArrayRecord(PreferencePredictor(config).state_dict())
+    orders = {
+        "server-round": 1, "learning-rate": 1e-2, "local-steps": 2, "seed": 0,
+        "context-questions": 4,
+    }  # fmt: skip
+    arrays, metrics = node.train(start, orders)
+    before, after = to_arrays(start), to_arrays(arrays)
+    assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
+    assert any((after[k] != before[k]).any() for k in before)
+    scores = node.evaluate(arrays, orders)
+    assert 0 < scores["all-alignment"] <= 1
+    assert scores["all-questions"] == 16
+    sent = "".join(map(everything, (roster, counts, metrics, scores)))
+    for secret in ("Secretly", "Never", "tea", "0.31", "0.69"):
+        assert secret not in sent
+    for record in (counts, metrics, scores):
+        assert all(isinstance(value, int | float) for value in record.values())
+
+
+def test_an_unusable_file_is_reported_without_quoting_it(answers: Path) -> None:
+    with answers.open("a") as file:
+        file.write('\n{"group": "Germany", "question": "Hidden?", "options": ["Hidden", "Hidden"]}')
+    with pytest.raises(DatasetError) as caught:
+        LocalNode.from_context(context({"dataset-path": str(answers), "group": "Germany"}))
+    assert "data check" in str(caught.value)
+    assert "Hidden" not in str(caught.value)
+    assert caught.value.__suppress_context__
