@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.episodes import GroupTable, IntArray
 from pluralllm_fl.evaluation import (
     Targets,
@@ -19,7 +20,6 @@ from pluralllm_fl.evaluation import (
     predict_targets,
     score_targets,
 )
-from pluralllm_fl.federation.artefacts import RunDirectory
 from pluralllm_fl.inference import require_same_embedding, run_config
 from pluralllm_fl.metrics import FloatArray, alignment
 from pluralllm_fl.predictor import PreferencePredictor

@@ -62,7 +62,7 @@ def resolve_run(path: Path, *, completed: bool = True) -> Path:
 
 def close_run(run: Path, status: Literal["failed", "interrupted"], error: str | None) -> None:
     """Write the end of a run whose server was ended before it could."""
-    from pluralllm_fl.federation.artefacts import RunDirectory
+    from pluralllm_fl.artefacts import RunDirectory
 
     if not (run / "run.json").is_file():
         return

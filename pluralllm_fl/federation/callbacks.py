@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from pluralllm_fl.artefacts import Event, RunDirectory
 from pluralllm_fl.federation import checkpoint, strategy_state
-from pluralllm_fl.federation.artefacts import Event, RunDirectory
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
 from pluralllm_fl.federation.records import Arrays
 

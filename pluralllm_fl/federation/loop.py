@@ -9,10 +9,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
+from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError, PluralLLMError
 from pluralllm_fl.federation import checks, results
-from pluralllm_fl.federation.artefacts import Event
 from pluralllm_fl.federation.callbacks import Callback
 from pluralllm_fl.federation.checkpoint import Progress
 from pluralllm_fl.federation.guard import GuardedGrid, Outcome

@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
 
-from pluralllm_fl.federation.artefacts import Event
+from pluralllm_fl.artefacts import Event
 from pluralllm_fl.federation.roster import Roster
 from pluralllm_fl.metrics import group_block
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
+from pluralllm_fl.artefacts import RunDirectory, write_atomic, write_directory
 from pluralllm_fl.config import RunConfig, Value, split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.federation import checkpoint, strategies, strategy_state, trackers
-from pluralllm_fl.federation.artefacts import RunDirectory, write_atomic, write_directory
 from pluralllm_fl.federation.callbacks import (
     Callback,
     CheckpointWriter,

@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pluralllm_fl.artefacts import Event, RunDirectory
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.federation.artefacts import Event, RunDirectory
 from pluralllm_fl.federation.callbacks import Callback
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from pluralllm_fl.federation.artefacts import write_atomic
+from pluralllm_fl.artefacts import write_atomic
 from pluralllm_fl.report.page import page
 from pluralllm_fl.report.reading import read_run
 

@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
 
 from pluralllm_fl.report import write_report
 from tests.report_run import SEEN, UNSEEN, numbered, write_run
@@ -47,13 +47,17 @@ def page_requests(net_log: Path) -> set[str]:
     return {p["url"] for p in starts if p["initiator"] != "not an origin" and "url" in p}
 
 
+def read_pixels(screenshot: Path) -> np.ndarray:
+    """Return a picture as (height, width, RGB) bytes."""
+    return np.asarray(Image.open(screenshot).convert("RGB"))
+
+
 def colours(screenshot: Path) -> int:
-    pixels = matplotlib.image.imread(screenshot)[..., :3].reshape(-1, 3)
-    return len(np.unique((pixels * 255).astype(np.uint8), axis=0))
+    return len(np.unique(read_pixels(screenshot).reshape(-1, 3), axis=0))
 
 
 def brightness(screenshot: Path) -> float:
-    return float(np.median(matplotlib.image.imread(screenshot)[..., :3]))
+    return float(np.median(read_pixels(screenshot)) / 255)
 
 
 def test_report_opens_offline_and_without_errors(browser: Browser, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pluralllm_fl.artefacts import RunDirectory, write_atomic, write_directory
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.federation import checkpoint
-from pluralllm_fl.federation.artefacts import RunDirectory, write_atomic, write_directory
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
 
 pytestmark = pytest.mark.fast
