@@ -154,6 +154,9 @@ class RunConfig:
             value = getattr(self, name)
             _require(not value or Path(value).is_absolute(), name, value,
                      "an absolute path (Flower runs the apps in a folder of its own)")  # fmt: skip
+        plain = Path(self.run_name).name == self.run_name and self.run_name not in (".", "..")
+        _require(plain, "run_name", self.run_name, "a plain folder name")
+        _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         for tracker in split_names(self.trackers):
             _require(tracker in TRACKERS, "trackers", tracker, f"one of {', '.join(TRACKERS)}")
         _ = self.strategy_kwargs

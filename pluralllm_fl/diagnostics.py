@@ -4,6 +4,7 @@ Written after a simulation, where all data is local; a deployment has no such fi
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pluralllm_fl.evaluation import (
     score_targets,
 )
 from pluralllm_fl.inference import require_same_embedding, run_config
-from pluralllm_fl.metrics import FloatArray, alignment
+from pluralllm_fl.metrics import FloatArray, alignment, ordinal_alignment
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.workspace import Workspace, open_workspace
 
@@ -34,7 +35,7 @@ Measure = Callable[[str], float | None]
 
 def write_diagnostics(run: Path) -> dict[str, Any]:
     """Compute context curve, controls, references and examples; write ``diagnostics.json``."""
-    config = run_config(run)
+    config = replace(run_config(run), device="auto")
     workspace = open_workspace(config)
     torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
     predictor = PreferencePredictor.from_pretrained(run / "model")
@@ -48,22 +49,22 @@ def write_diagnostics(run: Path) -> dict[str, Any]:
 def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, Any]:
     """Return the content of ``diagnostics.json``."""
     n = workspace.config.context_questions
-    points = [
-        _by_side(workspace, partial(_own, predictor, workspace, size=size))
-        for size in CONTEXT_SIZES
-    ]
+    most = min(len(workspace.table(group)) // 2 for group in workspace.groups)
+    sizes = [size for size in CONTEXT_SIZES if size <= most]
+    points = [_by_side(workspace, partial(_own, predictor, workspace, size=k)) for k in sizes]
     own = _by_side(workspace, partial(_own, predictor, workspace, size=n))
     none = _by_side(workspace, partial(_own, predictor, workspace, size=0))
     wrong = _by_side(workspace, partial(_wrong, predictor, workspace, size=n))
     ceiling = workspace.dataset.ceiling
     return {
-        "context_sizes": list(CONTEXT_SIZES),
+        "context_sizes": sizes,
         "context_curve": {
             "seen": [point["seen"] for point in points],
             "unseen": [point["unseen"] for point in points] if workspace.unseen else None,
         },
         "context_gain": _difference(own, none),
         "wrong_context": _difference(own, wrong),
+        "ordinal_alignment": _by_side(workspace, partial(_ordinal, predictor, workspace)),
         "references": {
             "uniform": _by_side(workspace, partial(_uniform, predictor, workspace)),
             "seen_mean": _by_side(workspace, partial(_seen_mean, workspace)),
@@ -133,6 +134,22 @@ def _others(workspace: Workspace, group: str) -> Sequence[str]:
 
 def _uniform(predictor: PreferencePredictor, workspace: Workspace, group: str) -> float:
     return score_targets(_paper_targets(predictor, workspace, group)).uniform
+
+
+def _ordinal(predictor: PreferencePredictor, workspace: Workspace, group: str) -> float | None:
+    """Score the ordinal target questions by 1 - W1 / max W1; None without any."""
+    targets = _paper_targets(predictor, workspace, group)
+    scores = []
+    for place, index in enumerate(targets.index):
+        positions = workspace.table(group).questions[index].ordinal
+        if positions is not None:
+            member = targets.question == place
+            scores.append(
+                ordinal_alignment(
+                    targets.predicted[member], targets.true[member], np.array(positions)
+                )
+            )
+    return float(np.mean(scores)) if scores else None
 
 
 def _paper_targets(predictor: PreferencePredictor, workspace: Workspace, group: str) -> Targets:

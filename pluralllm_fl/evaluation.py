@@ -1,14 +1,21 @@
 """Predictor x group -> scores on the split grid, with bootstrap intervals."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from pluralllm_fl.episodes import GroupTable, IntArray
-from pluralllm_fl.metrics import FloatArray, alignment, bootstrap_interval, uniform_like
+from pluralllm_fl.metrics import (
+    FloatArray,
+    alignment,
+    bootstrap_interval,
+    group_block,
+    uniform_like,
+)
 from pluralllm_fl.predictor import PreferencePredictor
 
 EvaluationSplit = Literal["all", "train", "validation", "test"]
@@ -117,3 +124,32 @@ def evaluate_group(
         )
         for split in EVALUATION_SPLITS
     }
+
+
+def split_blocks(
+    scores: Mapping[str, Mapping[EvaluationSplit, SplitScore]],
+) -> dict[str, Any] | None:
+    """Turn one side's per-group scores into the block of summary.json.
+
+    Returns
+    -------
+    dict or None
+        The block over all questions, with the same over test questions under
+        ``test_questions`` (None if no group has any); None if no group has a question.
+    """
+    block = _block({group: score["all"] for group, score in scores.items()})
+    if block is not None:
+        block["test_questions"] = _block({group: score["test"] for group, score in scores.items()})
+    return block
+
+
+def _block(scores: Mapping[str, SplitScore]) -> dict[str, Any] | None:
+    held = {group: score for group, score in scores.items() if score.questions}
+    if not held:
+        return None
+    return group_block(
+        {g: s.alignment for g, s in held.items()},
+        {g: s.questions for g, s in held.items()},
+        {g: s.uniform for g, s in held.items()},
+        {g: (s.low, s.high) for g, s in held.items()},
+    )

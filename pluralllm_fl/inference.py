@@ -23,8 +23,8 @@ from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.embedding import TextEmbedder
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
-from pluralllm_fl.evaluation import EvaluationSplit, SplitScore, evaluate_group
-from pluralllm_fl.metrics import FloatArray, group_block
+from pluralllm_fl.evaluation import evaluate_group, split_blocks
+from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.preferences import Question
 from pluralllm_fl.workspace import open_workspace
@@ -90,7 +90,8 @@ class Pluralist:
         questions = [checked_question(text, options) for text, options in answers]
         distributions = [np.asarray(p, dtype=np.float32) for p in answers.values()]
         for question, p in zip(questions, distributions, strict=True):
-            if p.shape != (len(question.options),) or not np.isclose(p.sum(), 1, atol=0.01):
+            fits = p.shape == (len(question.options),) and bool((p >= 0).all())
+            if not fits or not np.isclose(p.sum(), 1, atol=0.01):
                 raise ConfigError(
                     f"The answer to '{question.text}' must be {len(question.options)} "
                     f"probabilities that sum to 1, not {p.tolist()}."
@@ -119,7 +120,8 @@ def checked_question(text: str, options: Sequence[str]) -> Question:
         raise ConfigError("The question is empty.")
     if len(options) < 2:
         raise ConfigError(f"A question needs at least two options, not {len(options)}.")
-    if not all(option.strip() for option in options) or len(set(options)) < len(options):
+    bare = {option.strip() for option in options}
+    if "" in bare or len(bare) < len(options):
         raise ConfigError(f"Options must be distinct and not empty: {list(options)}.")
     return Question(text, tuple(options))
 
@@ -189,59 +191,60 @@ def evaluate_run(
     context_questions: int | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """Score a trained predictor on other groups or files, none of which it trains on.
+    """Score a trained predictor on groups that it did not train on, without training.
+
+    Parameters
+    ----------
+    groups : tuple of str
+        Empty: every group, but for those that trained if `dataset` is the run's own.
+    context_questions : int or None
+        Answers shown of each group; None: as in the run.
+    seed : int or None
+        Draw of the shown answers; None: the run's. The split of questions stays the run's, so
+        that no question it trained on counts as a test question.
 
     Returns
     -------
     dict
-        ``{"unseen": block}`` as in summary.json.
+        ``{"unseen": block}`` as in summary.json; groups that took part in training, if named,
+        are in a block of their own under ``seen``.
+
+    Raises
+    ------
+    ConfigError
+        For unknown groups, or if every group took part in training.
     """
     trained = run_config(run)
-    chosen = ";".join(groups)
+    shown = trained.context_questions if context_questions is None else context_questions
     config = dataclasses.replace(
-        trained,
-        dataset=dataset,
-        seen_groups=chosen,
-        unseen_groups="",
-        context_questions=trained.context_questions
-        if context_questions is None
-        else context_questions,
-        seed=trained.seed if seed is None else seed,
-    )
+        trained, dataset=dataset, seen_groups=";".join(groups), unseen_groups="",
+        context_questions=shown, device="auto",
+    )  # fmt: skip
     workspace = open_workspace(config)
     torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
     predictor = PreferencePredictor.from_pretrained(run / "model")
     require_same_embedding(predictor, workspace.embedding_fingerprint)
     predictor.to(workspace.vectors.device)
+    participants = _participants(run) if dataset == trained.dataset else frozenset()
+    chosen = groups or tuple(g for g in workspace.groups if g not in participants)
+    if not chosen:
+        raise ConfigError(f"Every group of {dataset} took part in training; name some with groups.")
     scores = {
         group: evaluate_group(
             predictor,
             workspace.table(group),
-            context_questions=config.context_questions,
-            seed=config.seed,
+            context_questions=shown,
+            seed=trained.seed if seed is None else seed,
         )
-        for group in (groups or workspace.groups)
+        for group in chosen
     }
-    return {"unseen": split_blocks(scores)}
+    sides = {
+        "seen": {g: score for g, score in scores.items() if g in participants},
+        "unseen": {g: score for g, score in scores.items() if g not in participants},
+    }
+    return {side: split_blocks(of_side) for side, of_side in sides.items() if of_side}
 
 
-def split_blocks(
-    scores: Mapping[str, Mapping[EvaluationSplit, SplitScore]],
-) -> dict[str, Any]:
-    """Turn per-group scores into a block over all questions with ``test_questions`` inside."""
-    block = _block({group: score["all"] for group, score in scores.items()})
-    assert block is not None, "every group has questions"
-    block["test_questions"] = _block({group: score["test"] for group, score in scores.items()})
-    return block
-
-
-def _block(scores: Mapping[str, SplitScore]) -> dict[str, Any] | None:
-    held = {group: score for group, score in scores.items() if score.questions}
-    if not held:
-        return None
-    return group_block(
-        {g: s.alignment for g, s in held.items()},
-        {g: s.questions for g, s in held.items()},
-        {g: s.uniform for g, s in held.items()},
-        {g: (s.low, s.high) for g, s in held.items()},
-    )
+def _participants(run: Path) -> frozenset[str]:
+    """Return the groups that a run trained on."""
+    return frozenset(json.loads((run / "run.json").read_text(encoding="utf-8"))["seen"])

@@ -116,7 +116,14 @@ def group_of(row: Row) -> str:
     value = row.get("group")
     if type(value) is int:  # hub data often number their annotators
         return _bounded(str, value)
-    return text_of(row, "group").strip()
+    return named_group(text_of(row, "group").strip())
+
+
+def named_group(name: str) -> str:
+    """Refuse names that no list of groups in a run config could hold."""
+    if ";" in name:
+        raise BadRow("';' in a group name", "lists of groups are separated by ';': rename it")
+    return name
 
 
 def _bounded(convert: Callable[[Any], str], value: object) -> str:

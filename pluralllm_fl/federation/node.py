@@ -1,20 +1,26 @@
 """A node's side of every exchange: who it is, its local training and its scores."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from pluralllm_fl.config import RunConfig, Value
-from pluralllm_fl.errors import ConfigError, DatasetError
-from pluralllm_fl.evaluation import evaluate_group
+from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
+from pluralllm_fl.evaluation import SplitScore, evaluate_group
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.preferences import Role
 from pluralllm_fl.training import train_group
 from pluralllm_fl.workspace import Workspace, open_workspace
+
+# A deployed node scores no fewer target questions than this: a mean over one is that answer.
+MIN_TARGETS = 5
 
 # Keys of --node-config that replace the run config's on this machine.
 LOCAL_KEYS = ("device", "threads", "embedding-cache", "embedding-model")
@@ -79,13 +85,18 @@ class LocalNode:
         )
         try:
             workspace = open_workspace(own)
-        except DatasetError:
-            # The reason may quote the data, and error replies and logs leave this machine.
+        except (DatasetError, ConfigError):
+            # The reason may quote the data, and an error reply leaves this machine.
             raise DatasetError(
-                f"The data file of group '{group}' cannot be used. On its node, "
-                f"`pluralllm data check {path}` says why."
+                f"The data file of group '{group}' cannot be used, or lacks that group. On its "
+                f"node, `pluralllm data check {path}` says why."
             ) from None
         return cls(own, workspace, group, "train" if role == "train" else "evaluate", 0, 0)
+
+    @property
+    def deployed(self) -> bool:
+        """Whether this node runs on its own machine, not in a simulation."""
+        return not self.groups
 
     def introduce(self) -> tuple[ConfigRecord, MetricRecord]:
         """Answer the roster: group, role and counts; nothing of the answers themselves."""
@@ -113,7 +124,15 @@ class LocalNode:
     def train(
         self, arrays: ArrayRecord, orders: Mapping[str, object]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """Train the received predictor on this group's training questions."""
+        """Train the received predictor on this group's training questions.
+
+        Raises
+        ------
+        ConfigError
+            On a node that is only evaluated, whatever the server asks.
+        """
+        if self.role != "train":
+            raise ConfigError(f"Group '{self.group}' is evaluate-only: its node does not train.")
         predictor = self._predictor(arrays)
         server_round = int(_number(orders, "server-round"))
         result = train_group(
@@ -146,6 +165,8 @@ class LocalNode:
         )
         metrics: dict[str, int | float] = {"num-examples": float(scores["all"].questions)}
         for split, score in scores.items():
+            if self.deployed and score.questions < MIN_TARGETS:
+                score = SplitScore(0.0, 0.0, 0.0, 0.0, 0)
             metrics |= {
                 f"{split}-{name}": value for name, value in dataclasses.asdict(score).items()
             }
@@ -156,6 +177,29 @@ class LocalNode:
         predictor = PreferencePredictor(config)
         predictor.load_state_dict(arrays.to_torch_state_dict())
         return predictor.to(self.workspace.vectors.device)
+
+
+@contextlib.contextmanager
+def discreet(context: Context) -> Iterator[None]:
+    """Keep unexpected errors of a deployed node from quoting its data in the error reply.
+
+    Raises
+    ------
+    FederationError
+        With the kind and place of the error instead of its text.
+    """
+    try:
+        yield
+    except PluralLLMError:
+        raise
+    except Exception as error:
+        if "dataset-path" not in context.node_config:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise FederationError(
+            f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}, on the "
+            f"node of group '{context.node_config.get('group')}'."
+        ) from None
 
 
 def _listed_role(config: RunConfig, group: str) -> Role:

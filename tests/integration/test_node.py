@@ -10,8 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 
 from pluralllm_fl.config import default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
-from pluralllm_fl.errors import ConfigError, DatasetError
-from pluralllm_fl.federation.node import LocalNode
+from pluralllm_fl.errors import ConfigError, DatasetError, FederationError
+from pluralllm_fl.federation.node import LocalNode, discreet
 from pluralllm_fl.federation.records import to_arrays
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 
@@ -54,7 +54,6 @@ def test_deployed_node_takes_group_and_role_from_its_own_config(answers: Path) -
     [
         ({"group": ""}, "lacks group"),
         ({"dataset-path": ""}, "lacks dataset-path"),
-        ({"group": "Germani"}, "Did you mean 'Germany'"),
         ({"role": "trane"}, "must be train or evaluate"),
     ],
 )
@@ -113,3 +112,35 @@ def test_an_unusable_file_is_reported_without_quoting_it(answers: Path) -> None:
     assert "data check" in str(caught.value)
     assert "Hidden" not in str(caught.value)
     assert caught.value.__suppress_context__
+
+
+def test_another_groups_name_in_the_file_is_not_told(answers: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        LocalNode.from_context(context({"dataset-path": str(answers), "group": "Germani"}))
+    assert "Germany" not in str(caught.value)
+
+
+def test_an_evaluate_only_node_never_trains(answers: Path) -> None:
+    own = {"dataset-path": str(answers), "group": "Germany", "role": "evaluate"}
+    with pytest.raises(ConfigError, match="evaluate-only"):
+        LocalNode.from_context(context(own)).train(ArrayRecord(), {})
+
+
+def test_a_single_answer_cannot_be_read_off_the_scores(answers: Path) -> None:
+    """With 19 of 20 answers as context the score would be that of one question."""
+    node = LocalNode.from_context(context({"dataset-path": str(answers), "group": "Germany"}))
+    config = PredictorConfig.from_run_config(node.config, 384)
+    arrays = ArrayRecord(PreferencePredictor(config).state_dict())
+    scores = node.evaluate(arrays, {"seed": 0, "context-questions": 19})
+    assert scores["all-questions"] == 0
+    assert scores["all-alignment"] == 0.0
+
+
+def test_unexpected_errors_name_their_place_and_not_the_data() -> None:
+    own = context({"dataset-path": "/data.jsonl", "group": "Germany"})
+    with pytest.raises(FederationError) as caught, discreet(own):
+        raise KeyError("Secretly yes")
+    assert "KeyError in test_node.py" in str(caught.value)
+    assert "Secretly" not in str(caught.value)
+    with pytest.raises(KeyError), discreet(context({"partition-id": 0})):
+        raise KeyError("simulations show everything")

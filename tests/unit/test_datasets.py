@@ -199,6 +199,7 @@ def test_rows_may_disagree_about_labels(tmp_path: Path) -> None:
         (without(options="Tea"), "'options' is not a list"),
         (without(options=["Tea"], distribution=[1]), "fewer than two options"),
         (without(options=["Tea", "Tea "]), "duplicate options"),
+        (without(group="North; South"), "';' in a group name"),
         (without(options=["Tea", ""]), "an option' is empty"),
         (without(options=["Tea", None]), "no 'options'"),
         (without(distribution=[0.5, 0.2, 0.3]), "differ in length"),

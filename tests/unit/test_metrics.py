@@ -77,6 +77,14 @@ def test_bootstrap_interval_covers_the_mean_at_its_level() -> None:
     assert metrics.bootstrap_interval([0.7], seed=0) == (0.7, 0.7)
 
 
+def test_closed_form_interval_agrees_with_resampling() -> None:
+    sample = np.random.default_rng(1).beta(8, 2, size=2001)
+    resampled = metrics.bootstrap_interval(sample[:-1], seed=0, draws=4000)
+    np.testing.assert_allclose(
+        metrics.bootstrap_interval(sample, seed=0), resampled, atol=0.05 * np.ptp(resampled) + 1e-4
+    )
+
+
 def test_group_block_macro_and_micro() -> None:
     block = metrics.group_block(
         {"b": 0.9, "a": 0.7}, {"a": 30, "b": 10}, {"a": 0.6, "b": 0.5},

@@ -1,0 +1,128 @@
+"""Using a saved predictor: which groups and questions count as new, and refusing bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+
+from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.diagnostics import CONTEXT_SIZES, write_diagnostics
+from pluralllm_fl.embedding.models import PACKAGED
+from pluralllm_fl.errors import ArtefactError, ConfigError
+from pluralllm_fl.evaluation import evaluation_order
+from pluralllm_fl.inference import Pluralist, evaluate_run, run_config
+from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.workspace import open_workspace
+
+pytestmark = pytest.mark.integration
+pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with an untrained predictor on four synthetic groups."""
+    folder = tmp_path_factory.mktemp("run")
+    small = {"synthetic-groups": 4, "synthetic-questions": 60, "width": 16, "latent": 4}
+    config = RunConfig.from_run_config(default_run_config() | small)
+    workspace = open_workspace(config)
+    torch.manual_seed(0)
+    predictor = PreferencePredictor(
+        PredictorConfig.from_run_config(
+            config, workspace.vectors.shape[1], workspace.embedding_fingerprint
+        )
+    )
+    predictor.save_pretrained(folder / "model")
+    recorded = {"config": config.to_run_config(), "seen": workspace.seen}
+    (folder / "run.json").write_text(json.dumps(recorded))
+    return folder
+
+
+def test_groups_that_trained_are_not_scored_as_unseen(run: Path) -> None:
+    seen = json.loads((run / "run.json").read_text())["seen"]
+    result = evaluate_run(run, "synthetic")
+    assert list(result) == ["unseen"]
+    assert not set(result["unseen"]["by_group"]) & set(seen)
+    named = evaluate_run(run, "synthetic", groups=(seen[0],))
+    assert list(named) == ["seen"]
+    assert list(named["seen"]["by_group"]) == [seen[0]]
+
+
+def test_another_seed_draws_other_contexts_and_keeps_the_test_questions(run: Path) -> None:
+    first, second = (evaluate_run(run, "synthetic", seed=seed)["unseen"] for seed in (0, 1))
+    assert first["by_group"] != second["by_group"]
+    assert first["test_questions"]["questions"] == second["test_questions"]["questions"]
+    assert first["test_questions"]["uniform"] == second["test_questions"]["uniform"]
+
+
+def test_context_order_does_not_matter_and_context_does(run: Path) -> None:
+    pluralist = Pluralist.load(run)
+    answers = {(f"Do you like {t}?", ("Yes", "No")): (0.1, 0.9) for t in ("tea", "rain", "maps")}
+    ask = ("Do you like music?", ["Yes", "No"])
+    forward = pluralist.condition(answers).predict(*ask)
+    backward = pluralist.condition(dict(reversed(answers.items()))).predict(*ask)
+    np.testing.assert_allclose(forward, backward, atol=1e-6)
+    assert forward.sum() == pytest.approx(1)
+    assert abs(forward - pluralist.condition({}).predict(*ask)).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("answers", "question", "options", "message"),
+    [
+        ({}, " ", ["a", "b"], "question is empty"),
+        ({}, "Q?", ["a"], "at least two options"),
+        ({}, "Q?", ["a", "a "], "distinct"),
+        ({}, "Q?", ["a", ""], "distinct and not empty"),
+        ({("Q?", ("a", "b")): (0.5, 0.6)}, "Q?", ["a", "b"], "sum to 1"),
+        ({("Q?", ("a", "b")): (1.5, -0.5)}, "Q?", ["a", "b"], "sum to 1"),
+        ({("Q?", ("a", "b")): (1.0,)}, "Q?", ["a", "b"], "2 probabilities"),
+    ],
+)
+def test_impossible_questions_and_answers_are_refused(
+    run: Path,
+    answers: dict[tuple[str, tuple[str, ...]], tuple[float, ...]],
+    question: str,
+    options: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Pluralist.load(run).condition(answers).predict(question, options)
+
+
+def test_another_language_model_is_refused(run: Path, tmp_path: Path) -> None:
+    predictor = PreferencePredictor.from_pretrained(run / "model")
+    object.__setattr__(predictor.config, "embedding_fingerprint", "0" * 64)
+    predictor.save_pretrained(tmp_path / "model")
+    with pytest.raises(ArtefactError, match="trained on embeddings"):
+        Pluralist.load(tmp_path)
+
+
+def test_diagnostics_keep_to_what_the_groups_can_show(run: Path) -> None:
+    found = write_diagnostics(run)
+    assert found["context_sizes"] == [n for n in CONTEXT_SIZES if n <= 30]
+    for side in ("seen", "unseen"):
+        curve = found["context_curve"][side]
+        gain = curve[found["context_sizes"].index(20)] - curve[0]
+        assert found["context_gain"][side] == pytest.approx(gain)
+        references = found["references"]
+        assert references["uniform"][side] < references["ceiling"][side]
+        assert 0 < found["ordinal_alignment"][side] < 1
+    assert found["references"]["seen_mean"]["unseen"] == pytest.approx(naive_seen_mean(run))
+    assert {e["rank"] for e in found["examples"]} == {"best", "median", "worst"}
+    best, *_, worst = (e["alignment"] for e in found["examples"])
+    assert best > worst
+
+
+def naive_seen_mean(run: Path) -> float:
+    """Score the seen groups' mean answers on the one unseen group's targets, with scipy."""
+    workspace = open_workspace(run_config(run))
+    (group,) = workspace.unseen
+    asked = workspace.table(group).questions
+    scores = []
+    for index in evaluation_order(workspace.table(group), seed=0)[20:]:
+        answers = [workspace.dataset.groups[g].answers[asked[index]] for g in workspace.seen]
+        true = workspace.dataset.groups[group].answers[asked[index]]
+        scores.append(1 - jensenshannon(np.mean(answers, axis=0), true))
+    return float(np.mean(scores))
