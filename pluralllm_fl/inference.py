@@ -151,7 +151,9 @@ def run_config(run: Path) -> RunConfig:
     except FileNotFoundError:
         raise ArtefactError(f"{run} is not a run directory: run.json is missing.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{run / 'run.json'} is damaged: {error}.") from None
+        raise ArtefactError(
+            f"{run / 'run.json'} is damaged ({error!r}). Restore it from a copy, or train again."
+        ) from None
 
 
 def predict_distribution(

@@ -141,8 +141,9 @@ class PreferencePredictor(nn.Module):
         try:
             predictor.load_state_dict(load_file(path / "model.safetensors"))
         except (SafetensorError, RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())[:200]
             raise ArtefactError(
-                f"{path / 'model.safetensors'} is damaged or of another model: {reason}"
+                f"{path / 'model.safetensors'} is damaged or of another model than its "
+                f"config.json: {reason}. Restore both from a copy, or train again."
             ) from None
         return predictor.eval()

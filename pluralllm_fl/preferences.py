@@ -154,10 +154,11 @@ def split_groups(
     """
     for name in (*seen, *unseen):
         if name not in dataset.groups:
+            listed = "; ".join(list(dataset.groups)[:20])
+            more = f"; … ({len(dataset.groups)} in all)" if len(dataset.groups) > 20 else ""
             raise ConfigError(
                 f"Unknown group '{name}' in {dataset.name}.{nearest(name, dataset.groups)} "
-                f"It holds {len(dataset.groups)} groups; list them with "
-                f"`pluralllm data check`."
+                f"It holds: {listed}{more}."
             )
     if both := sorted(set(seen) & set(unseen)):
         raise ConfigError(f"Groups are both seen and unseen: {'; '.join(both)}. Name each once.")

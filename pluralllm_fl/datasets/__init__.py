@@ -15,7 +15,7 @@ from pluralllm_fl.preferences import PreferenceDataset
 OnBadRow = Literal["auto", "raise", "skip"]
 SOURCES = ("synthetic", "globalopinionqa", "opinionqa")
 
-__all__ = ["SOURCES", "OnBadRow", "SyntheticSpec", "generate", "load_dataset"]
+__all__ = ["SOURCES", "OnBadRow", "SyntheticSpec", "generate", "load_dataset", "local_path"]
 
 
 def load_dataset(
@@ -43,7 +43,7 @@ def load_dataset(
     if source == "synthetic":
         return generate(synthetic or SyntheticSpec())
     public = source in ("globalopinionqa", "opinionqa")
-    path = opinionqa.find_file() if source == "opinionqa" else _local(source)
+    path = opinionqa.find_file() if source == "opinionqa" else local_path(source)
     if source == "globalopinionqa":
         place, rows = globalopinionqa.HUB_ID, open_hub(globalopinionqa.HUB_ID)
     elif path.is_file() or path.suffix.lower() in FORMATS:
@@ -60,7 +60,14 @@ def load_dataset(
     return _collect(rows, source, place, on_bad_row, public)
 
 
-def _local(source: str) -> Path:
+def local_path(source: str) -> Path:
+    """Return the path that a source would be, whether or not a file is there.
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be one (too long, an unknown ``~user``, …).
+    """
     try:
         path = Path(source).expanduser()
         path.exists()

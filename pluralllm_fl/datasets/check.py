@@ -9,6 +9,8 @@ from pluralllm_fl.datasets.collect import Collector
 from pluralllm_fl.datasets.files import open_rows
 from pluralllm_fl.errors import DatasetError
 
+DEFAULT_CONTEXT = 20  # of context-questions: a group needs one question more
+
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
@@ -98,12 +100,34 @@ def render(report: CheckReport) -> str:
             "questions  group",
             *(f"{count:9d}  {name}" for name, count in report.groups.items()),
         ]
+    if few := sum(count <= DEFAULT_CONTEXT for count in report.groups.values()):
+        lines += [
+            "",
+            f"Note: {few} group(s) have no more than {DEFAULT_CONTEXT} questions, too few for the "
+            f"default context-questions = {DEFAULT_CONTEXT}; lower it for them.",
+        ]
     if report.ok:
         return "\n".join([*lines, "", "No problems."])
     lines += ["", f"Problems: {len(report.problems)}"]
+    by_reason: dict[str, list[int]] = {}
     for line, reason in report.problems:
-        where = f"{report.unit} {line}: " if line else ""
-        lines.append(f"  {where}{reason}")
+        by_reason.setdefault(reason, []).append(line)
+    for reason, places in by_reason.items():
+        lines.append(f"  {_where(report.unit, places)}{reason}")
     if report.fingerprint:
         lines.append('Mend them, or load the rest with on-bad-row = "skip".')
     return "\n".join(lines)
+
+
+def _where(unit: str, places: list[int]) -> str:
+    """Name the lines of one problem: all of them, in runs (3-7, 9)."""
+    if places == [0]:
+        return ""
+    runs: list[list[int]] = []
+    for place in sorted(places):
+        if runs and place == runs[-1][1] + 1:
+            runs[-1][1] = place
+        else:
+            runs.append([place, place])
+    listed = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{unit}{'s' if len(places) > 1 else ''} {listed}: "

@@ -83,7 +83,8 @@ def _decoded(text: str) -> object:
 def sequence_of(value: object, column: str) -> Sequence[Any]:
     decoded = _decoded(value) if isinstance(value, str) else value
     if not isinstance(decoded, list | tuple):
-        raise BadRow(f"'{column}' is not a list", f'got {shown(value)}; write it as ["a", "b"]')
+        example = '["a", "b"]' if column in ("options", "responses") else "[0.4, 0.6]"
+        raise BadRow(f"'{column}' is not a list", f"got {shown(value)}; write it as {example}")
     return decoded
 
 

@@ -78,7 +78,7 @@ def parse_row(row: Row) -> list[Answer | BadRow]:
     raise BadRow(
         "no question column",
         f"give 'question' and 'options', or 'prompt' with 'chosen' and 'rejected', or 'prompt' "
-        f"with 'responses' (columns found: {known[:200]}).{hint}",
+        f"with 'responses' (columns found: {known[:200]}).{hint}".rstrip("."),
     )
 
 

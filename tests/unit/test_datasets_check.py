@@ -46,6 +46,16 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
     assert all(f"line {number}: {reason}" in text for number, reason in report.problems)
 
 
+def test_one_mistake_in_many_rows_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    bad = line(options=["x"])
+    path.write_text("\n".join([line(), bad, bad, bad, line(group="B"), bad]))
+    text = render(check(path))
+    assert "lines 2-4, 6: fewer than two options" in text
+    assert text.count("fewer than two options") == 1
+    assert "2 group(s) have no more than 20 questions" in text
+
+
 def test_clean_file_shows_the_fingerprint_of_the_loaded_data(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(line())
