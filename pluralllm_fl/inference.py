@@ -83,6 +83,7 @@ class Pluralist:
             cache_dir=embedding_cache,
         )
         require_same_embedding(predictor, embedder.fingerprint)
+        embedder.load()
         return cls(predictor, embedder)
 
     def condition(self, answers: Answers) -> ConditionedGroup:

@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from pluralllm_fl.formats import duration
+
 Event = dict[str, Any]
 
 
@@ -156,7 +158,8 @@ class RoundProgress:
         self._say("  ".join(parts))
 
     def _scores(self, trained: Event | None, evaluation: Event | None) -> list[str]:
-        parts = [f"loss {trained['train_loss']:.4f}"] if trained else []
+        loss = (trained or {}).get("train_loss")
+        parts = [] if loss is None else [f"loss {loss:.4f}"]
         for side in ("seen", "unseen"):
             block = (evaluation or {}).get(side)
             if block:
@@ -170,9 +173,3 @@ class RoundProgress:
             each = (time.monotonic() - self._clock) / done
             text += f", {duration(each * (self._rounds - self._round))} left"
         return text
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as ``42s`` or ``3m05s``."""
-    whole = round(seconds)
-    return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60:02d}s"

@@ -42,8 +42,12 @@ def resolve_run(path: Path, *, completed: bool = True) -> Path:
     ArtefactError
         If there is no such run.
     """
-    path = path.expanduser().resolve()
-    if (path / "run.json").is_file():
+    try:
+        path = path.expanduser().resolve()
+        found = (path / "run.json").is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, unknown ~user, …
+        raise ArtefactError(f"'{str(path)[:80]}' is no usable path: {error}.") from None
+    if found:
         return path
     if not path.is_dir():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

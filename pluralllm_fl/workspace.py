@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
+from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding import TextEmbedder
 from pluralllm_fl.episodes import GroupTable
 from pluralllm_fl.errors import ConfigError
@@ -116,20 +117,6 @@ def require_questions(
             )
 
 
-def torch_device(config: RunConfig) -> torch.device:
-    """Return the device that a config asks for.
-
-    Raises
-    ------
-    ConfigError
-        For ``cuda`` on a machine without one.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda', but no CUDA device is usable here; set it to 'auto'.")
-    use_cuda = config.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_cuda else "cpu")
-
-
 @lru_cache(maxsize=2)
 def open_workspace(config: RunConfig, progress: Progress | None = None) -> Workspace:
     """Load, split and embed; one copy a process and config."""
@@ -139,7 +126,7 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
     )
     embedder = text_embedder(config)
     table = embedder.embed(dataset.questions, progress)
-    vectors = torch.from_numpy(table.vectors).to(torch_device(config))
+    vectors = torch.from_numpy(table.vectors).to(torch_device(config.device))
     return Workspace(
         config, dataset, seen, unseen, vectors, dict(table.first_row), embedder.fingerprint
     )

@@ -1,12 +1,11 @@
 """From command-line options to a complete, typed run config."""
 
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pluralllm_fl.artefacts import new_run_name
 from pluralllm_fl.config import RunConfig, Value, default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
 from pluralllm_fl.runs import read_json, resolve_run
@@ -34,7 +33,10 @@ def gather(
     defaults = default_run_config()
     values = defaults | {"output-dir": "runs"}
     values |= _recipe(recipe) if recipe else {}
-    return _finished(values | _overrides(named, assignments, defaults))
+    values |= _overrides(named, assignments, defaults)
+    if values["output-dir"] == "":  # the server would take its own default, elsewhere
+        values["output-dir"] = "runs"
+    return _finished(values)
 
 
 def gather_resumed(
@@ -60,42 +62,46 @@ def gather_resumed(
 
 
 def absolute_source(source: str) -> str:
-    """Make a data set's path absolute; names and hub ids stay as they are."""
-    from pluralllm_fl.datasets import SOURCES
+    """Make a data set's path absolute; names and hub ids stay as they are.
 
-    path = Path(source).expanduser()
-    looks_like_path = source.startswith((".", "~", "/")) or path.suffix in _SUFFIXES
-    if source not in SOURCES and (looks_like_path or path.exists()):
-        return str(path.absolute())
-    return source
+    Raises
+    ------
+    DatasetError
+        If it is a path that cannot be.
+    """
+    from pluralllm_fl.datasets import SOURCES, local_path
+    from pluralllm_fl.datasets.files import FORMATS
 
-
-_SUFFIXES = (".jsonl", ".csv", ".parquet", ".json", ".tsv")
+    if source in SOURCES:
+        return source
+    path = local_path(source)
+    looks_like_path = source.startswith((".", "~", "/")) or path.suffix.lower() in FORMATS
+    return str(path.absolute()) if looks_like_path or path.exists() else source
 
 
 def _finished(values: dict[str, Value]) -> RunConfig:
     for key in ("output-dir", "resume", "embedding-cache"):
         if isinstance(text := values.get(key), str) and text:
-            values[key] = str(Path(text).expanduser().absolute())
-    if isinstance(model := values.get("embedding-model"), str):
-        path = Path(model).expanduser()
-        if path.exists() and model != "auto":
+            values[key] = str(_path(key, text).absolute())
+    if isinstance(model := values.get("embedding-model"), str) and model != "auto":
+        path = _path("embedding-model", model)
+        if path.exists():
             values["embedding-model"] = str(path.absolute())
     if isinstance(source := values.get("dataset"), str):
         values["dataset"] = absolute_source(source)
     config = RunConfig.from_run_config(values)
     return config if config.run_name else RunConfig.from_run_config(
-        values | {"run-name": _new_name(config)}
+        values | {"run-name": new_run_name(config)}
     )  # fmt: skip
 
 
-def _new_name(config: RunConfig) -> str:
-    stem = re.sub(r"[^\w.-]+", "-", Path(config.dataset).stem).strip("-.") or "run"
-    name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
-    free, number = name, 2
-    while (Path(config.output_dir) / free).exists():
-        free, number = f"{name}-{number}", number + 1
-    return free
+def _path(key: str, text: str) -> Path:
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, unknown ~user, …
+        raise ConfigError(f"{key} = '{text[:80]}' is no usable path: {error}.") from None
+    return path
 
 
 def _recipe(path: Path) -> dict[str, Value]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -26,7 +27,8 @@ from pluralllm_fl.cli.settings import gather, gather_resumed
 from pluralllm_fl.cli.tables import show_diagnostics, show_groups, show_summary
 from pluralllm_fl.config import RunConfig, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
-from pluralllm_fl.progress import EventTail, RoundProgress, duration
+from pluralllm_fl.formats import duration
+from pluralllm_fl.progress import EventTail, RoundProgress
 from pluralllm_fl.runs import close_run, read_json
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ class _Simulation:
         with _writable(Path(config.output_dir), self.folder, resumed=bool(config.resume)):
             self._header(dataset, seen, unseen, uniform)
             self._federate(dataset, len(seen) + len(unseen))
-        self._finish(uniform)
+        self._finish()
 
     def _federate(self, dataset: "PreferenceDataset", supernodes: int) -> None:
         from pluralllm_fl.federation.launcher import PrivateSuperLink
@@ -195,7 +197,7 @@ class _Simulation:
             labelled(console, "ceiling", f"alignment {reference(dict(dataset.ceiling))}")
         labelled(console, "output", self.folder)
 
-    def _finish(self, uniform: dict[str, float]) -> None:
+    def _finish(self) -> None:
         """Show the results, then write diagnostics and report."""
         import torch
 
@@ -207,7 +209,7 @@ class _Simulation:
         summary = read_json(self.folder / "summary.json")
         blocks = {side: summary.get(side) for side in ("seen", "unseen")}
         self.console.print()
-        show_groups(self.console, blocks, uniform)
+        show_groups(self.console, blocks)
         self.console.print()
         show_summary(self.console, blocks)
         show_diagnostics(self.console, write_diagnostics(self.folder))
@@ -243,7 +245,8 @@ class _Simulation:
         program = "python simulation.py"
         if Path(sys.argv[0]).name.startswith("pluralllm"):
             program = "pluralllm simulate"
-        return [f"Continue it with: {program} --resume {self.folder}"]
+        gpus = f" --gpus {self.gpus:g}" if self.gpus else ""
+        return [f"Continue it with: {program} --resume {shlex.quote(str(self.folder))}{gpus}"]
 
     def _keep_log(self) -> None:
         """Move Flower's log into the run folder once the server made it (it must be empty)."""
@@ -279,6 +282,7 @@ def _writable(output_dir: Path, folder: Path, *, resumed: bool) -> Iterator[None
     """Make sure that the run can be written; leave no empty folder behind if it fails."""
     made = [p for p in (output_dir, *output_dir.parents) if not p.exists()]
     try:
+        taken = folder.exists() and any(folder.iterdir())
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
             pass
@@ -287,10 +291,10 @@ def _writable(output_dir: Path, folder: Path, *, resumed: bool) -> Iterator[None
             f"Cannot write to output-dir {output_dir}: {error.strerror or error}. "
             "Choose another with --output-dir."
         ) from None
-    if not resumed and folder.exists() and any(folder.iterdir()):
+    if taken and not resumed:
         raise ArtefactError(
             f"{folder} is not empty. Choose another run-name, or continue that run with "
-            f"--resume {folder}."
+            f"--resume {shlex.quote(str(folder))}."
         )
     try:
         yield

@@ -13,11 +13,7 @@ from pluralllm_fl.cli.console import labelled
 Block = Mapping[str, Any]
 
 
-def show_groups(
-    console: Console,
-    blocks: Mapping[str, Block | None],
-    uniform: Mapping[str, float] | None = None,
-) -> None:
+def show_groups(console: Console, blocks: Mapping[str, Block | None]) -> None:
     """Print every group's alignment with its 95% interval, best first within each side.
 
     Parameters
@@ -25,28 +21,24 @@ def show_groups(
     console : Console
     blocks : mapping of str to block or None
         Side ("seen", "unseen") -> its scores.
-    uniform : mapping of str to float, optional
-        Alignment of the uniform prediction per group.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("group")
     table.add_column("")
-    for title in ("alignment", "95% interval", "questions"):
+    for title in ("alignment", "95% interval", "questions", "uniform"):
         table.add_column(title, justify="right")
-    if uniform is not None:
-        table.add_column("uniform", justify="right")
     for side, block in blocks.items():
         for group in _ranked(block or {}):
             scores = block or {}
             low, high = scores["intervals"][group]
-            row = [
+            table.add_row(
                 escape(group),
                 side,
                 f"{scores['by_group'][group]:.4f}",
                 f"{low:.4f} – {high:.4f}",
                 str(scores["questions"][group]),
-            ]
-            table.add_row(*row, *([f"{uniform[group]:.4f}"] if uniform is not None else []))
+                f"{scores['uniform_by_group'][group]:.4f}",
+            )
     console.print(table)
 
 
@@ -78,6 +70,8 @@ def show_diagnostics(console: Console, diagnostics: Mapping[str, Any]) -> None:
     for name, title in (("seen_mean", "mean of seen"), ("ceiling", "ceiling")):
         if text := _sides(references.get(name), "{:.4f}"):
             labelled(console, "reference", f"{title}: {text}")
+    if text := _sides(diagnostics.get("ordinal_alignment"), "{:.4f}"):
+        labelled(console, "ordinal", f"alignment, 1 − W1/max W1: {text}")
     if text := _sides(diagnostics.get("context_gain"), "{:+.4f}"):
         labelled(console, "context", f"gain over no context: {text}")
     if text := _sides(diagnostics.get("wrong_context"), "{:+.4f}"):

@@ -20,10 +20,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 @guarded
 def check(path: Annotated[Path, typer.Argument(help="Data file.")]) -> None:
     """Show what a data file holds, and every problem with its line."""
+    from pluralllm_fl.datasets import local_path
     from pluralllm_fl.datasets.check import check as check_file
     from pluralllm_fl.datasets.check import render
 
-    found = check_file(path)
+    found = check_file(local_path(str(path)))
     typer.echo(render(found))
     if not found.ok:
         raise typer.Exit(FAILURE)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from pluralllm_fl.embedding.cache import VectorCache, default_cache_dir
 from pluralllm_fl.embedding.models import ModelFiles, find_model
 from pluralllm_fl.errors import EmbeddingError
 from pluralllm_fl.preferences import Question
+
+if TYPE_CHECKING:
+    from pluralllm_fl.embedding.encoder import Encoder
 
 DEFAULT_TEMPLATE = "{question}\n\nA. {option}"
 _PLACEHOLDER = re.compile(r"\{question\}|\{option\}")
@@ -51,7 +54,8 @@ class TextEmbedder:
     """Embeds (question, option) pairs with a frozen language model.
 
     Every vector is kept on disk under a hash of model, pooling and text: a text is embedded once
-    a machine, by whichever process comes first, and the model is loaded only if a text is new.
+    a machine, by whichever process comes first. The model is loaded with the first new text, or by
+    `load`, and kept.
 
     Parameters
     ----------
@@ -72,6 +76,8 @@ class TextEmbedder:
     ------
     EmbeddingError
         At once for a wrong pooling or template; on first use if the model or cache cannot be had.
+    ConfigError
+        When the model is loaded, if the device cannot be used.
 
     Notes
     -----
@@ -108,6 +114,16 @@ class TextEmbedder:
         """Length of a vector; known without loading the model."""
         return self._facts.dimension
 
+    def load(self) -> None:
+        """Load the language model now; otherwise the first new text does.
+
+        Raises
+        ------
+        EmbeddingError, ConfigError
+            If the model or the device cannot be used.
+        """
+        _ = self._encoder
+
     def embed(
         self, questions: Sequence[Question], progress: Progress | None = None
     ) -> EmbeddingTable:
@@ -121,8 +137,8 @@ class TextEmbedder:
 
         Raises
         ------
-        EmbeddingError
-            If the model or the cache cannot be used.
+        EmbeddingError, ConfigError
+            If the model, the cache or the device cannot be used.
         """
         first_row: dict[str, int] = {}
         texts: list[str] = []
@@ -170,13 +186,9 @@ class TextEmbedder:
         missing = sorted((text, key) for key, text in text_of.items() if key not in found)
         if not missing:
             return
-        from pluralllm_fl.embedding.encoder import Encoder  # loads torch and transformers
-
         if progress is not None:
             progress(len(found), len(text_of))
-        facts = self._facts
-        encoder = Encoder(facts.files, self.pooling, facts.max_tokens, self._cut, self.device)
-        for indices, vectors in encoder.encode([text for text, _ in missing]):
+        for indices, vectors in self._encoder.encode([text for text, _ in missing]):
             rows = vectors.astype("<f4", copy=False)
             batch = [(missing[i][1], row.tobytes()) for i, row in zip(indices, rows, strict=True)]
             cache.write(batch)
@@ -188,6 +200,13 @@ class TextEmbedder:
     def _cut(self) -> Literal["left", "right"]:
         option_last = self.template.rfind("{option}") > self.template.find("{question}")
         return "left" if option_last else "right"
+
+    @cached_property
+    def _encoder(self) -> "Encoder":
+        from pluralllm_fl.embedding.encoder import Encoder  # loads torch and transformers
+
+        facts = self._facts
+        return Encoder(facts.files, self.pooling, facts.max_tokens, self._cut, self.device)
 
     @cached_property
     def _facts(self) -> _Facts:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from pluralllm_fl.devices import available_cpus, torch_device
 from pluralllm_fl.embedding.models import ModelFiles, require_gguf
 from pluralllm_fl.errors import EmbeddingError
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 _HALF_PRECISION_BYTES = 2**30
+_MOST_THREADS = 8  # a small language model gains nothing from more
 
 
 class Encoder:
@@ -41,7 +43,9 @@ class Encoder:
     Raises
     ------
     EmbeddingError
-        If the model or device cannot be used.
+        If the model cannot be used.
+    ConfigError
+        If the device cannot be used.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class Encoder:
         self._name = files.name
         self._pooling = pooling
         self._max_tokens = max_tokens
-        self._device = _device(device)
+        self._device = torch_device(device)
         self._tokenizer, model = _load(files)
         self._tokenizer.truncation_side = cut
         dtype = torch.float32
@@ -71,7 +75,7 @@ class Encoder:
         A batch holds texts of one token count, so there is no padding and nothing to mask. The
         batches are a function of `texts` alone.
         """
-        with _explained(self._name):
+        with _explained(self._name, quoting=False):
             tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
         ids: list[list[int]] = tokens["input_ids"]
         self._check(ids, texts)
@@ -86,7 +90,7 @@ class Encoder:
                 yield batch, self._vectors([ids[i] for i in batch])
 
     def _vectors(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        with _explained(self._name), torch.inference_mode():
+        with _explained(self._name), _fixed_threads(), torch.inference_mode():
             tokens = torch.tensor(ids, device=self._device)  # (texts, tokens)
             output = self._model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
             hidden = output.last_hidden_state.float()  # (texts, tokens, dimension)
@@ -101,10 +105,12 @@ class Encoder:
         return vectors
 
     def _check(self, ids: list[list[int]], texts: Sequence[str]) -> None:
-        if empty := [text for text, tokens in zip(texts, ids, strict=True) if not tokens]:
+        if empty := [len(text) for text, tokens in zip(texts, ids, strict=True) if not tokens]:
+            # Never the text itself: a node's errors travel to the server.
             raise EmbeddingError(
-                f"The tokenizer of '{self._name}' makes no token of the text {empty[0]!r}. "
-                "Mend the text or use another embedding-model."
+                f"The tokenizer of '{self._name}' makes no token of {len(empty)} of {len(texts)} "
+                f"texts (the first has {empty[0]} characters; it may be blank). Mend the question "
+                "and its options, or use another embedding-model."
             )
         if long := sum(len(tokens) >= self._max_tokens for tokens in ids):
             logger.warning(
@@ -115,8 +121,26 @@ class Encoder:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn whatever torch and transformers raise into an EmbeddingError."""
+def _fixed_threads() -> Iterator[None]:
+    """Compute with as many threads as there are usable cores (8 at most), whatever the caller uses.
+
+    The number of threads decides in which order sums are taken, so it must not differ between a
+    node (few threads) and a tool on the same machine. Only one process embeds at a time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(available_cpus(), _MOST_THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _explained(name: str, *, quoting: bool = True) -> Iterator[None]:
+    """Turn whatever torch and transformers raise into an EmbeddingError.
+
+    Without `quoting`, only the kind of error is told: its text may hold what is being embedded.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -125,25 +149,12 @@ def _explained(name: str) -> Iterator[None]:
             "device = 'cpu' or a smaller embedding-model."
         ) from error
     except Exception as error:  # other people's code: it raises whatever comes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kind = type(error).__name__
+        reason = (str(error).strip() or kind).splitlines()[0] if quoting else kind
         raise EmbeddingError(
             f"The language model '{name}' cannot be used ({reason}). Check its files, or set "
             "embedding-model to a text model that transformers' AutoModel can load."
-        ) from error
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EmbeddingError(
-            f"device = '{name}' is not usable here ({str(error).splitlines()[0]}). "
-            "Use 'auto' or 'cpu'."
-        ) from error
-    return device
+        ) from (error if quoting else None)
 
 
 def _load(files: ModelFiles) -> tuple[Any, torch.nn.Module]:

@@ -26,11 +26,12 @@ from types import TracebackType
 from typing import IO, Literal, Self
 
 import psutil
-import tomli_w
 
 from pluralllm_fl.config import Value
+from pluralllm_fl.devices import available_cpus
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation import watchdog
+from pluralllm_fl.formats import toml
 
 START_SECONDS = 60.0
 CLOSE_SECONDS = 30.0
@@ -127,7 +128,7 @@ class PrivateSuperLink:
         """
         self._wait_until_ready()
         config = self._folder / "run-config.toml"
-        config.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
+        config.write_text(toml(run_config), encoding="utf-8")
         command = [
             self._flwr, "run", str(self._staged(app)), _CONNECTION, "--stream",
             "--run-config", str(config), "--federation-config", self._resources(supernodes, gpus),
@@ -253,13 +254,6 @@ class PrivateSuperLink:
             command, env=self._environment, cwd=self._app, start_new_session=True,
             stdin=stdin, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def last_lines(log: Path, count: int = 3) -> str:

@@ -7,6 +7,7 @@ import jinja2
 from markupsafe import Markup
 
 from pluralllm_fl.artefacts import write_atomic
+from pluralllm_fl.formats import duration
 from pluralllm_fl.report.page import page
 from pluralllm_fl.report.reading import read_run
 
@@ -72,15 +73,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as e.g. ``7 min 12 s``."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def moment(value: object) -> str:

@@ -224,6 +224,9 @@ def _context(run: Run, diagnostics: Diagnostics) -> dict[str, Any]:
         for name, label in REFERENCES.items()
         if name in diagnostics.references
     ]
+    if diagnostics.ordinal:
+        note = "Over questions with an order of options; W1 is the Wasserstein distance."
+        controls.append(("Ordinal alignment, 1 − W1/max W1", note, diagnostics.ordinal, False))
     return {
         "chart": figures.line_chart("Alignment by context size", lines, "context questions",
                                     x_ticks=sizes, transform=math.log1p),

@@ -109,6 +109,7 @@ class Diagnostics:
     curve: Mapping[str, Sequence[float | None]]
     gain: Mapping[str, float]
     wrong: Mapping[str, float]
+    ordinal: Mapping[str, float]
     references: Mapping[str, Mapping[str, float]]
     examples: Sequence[Example]
 
@@ -301,6 +302,7 @@ def _diagnostics(content: Json) -> Diagnostics:
         curve=curve,
         gain=_numbers(content.get("context_gain")),
         wrong=_numbers(content.get("wrong_context")),
+        ordinal=_numbers(content.get("ordinal_alignment")),
         references={
             name: _numbers(v) for name, v in _mapping(content.get("references")).items() if v
         },

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from pluralllm_fl.embedding.cache import default_cache_dir
 from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
@@ -27,6 +29,7 @@ SMALL = {
 }  # fmt: skip
 
 
+USUAL_CACHE = default_cache_dir()
 ASSIGNMENTS = [f"--set={key}={value}" for key, value in SMALL.items()]
 
 
@@ -52,6 +55,14 @@ def only_run(output: Path) -> Path:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Begin with a cold embedding cache: bits from earlier versions must not decide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLURALLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +168,9 @@ def test_same_seed_same_bits_also_through_flwr_run(run: Path, tmp_path: Path) ->
     (tmp_path / "again").mkdir()
     simulate(tmp_path / "again")
     assert (only_run(tmp_path / "again") / "model" / "model.safetensors").read_bytes() == weights
-    other = flwr_run(tmp_path, {**SMALL, "output-dir": str(tmp_path / "flwr")}, supernodes=6)
+    # A cold cache: now the nodes embed, with one thread, and not the launcher.
+    own = {"output-dir": str(tmp_path / "flwr"), "embedding-cache": str(tmp_path / "cache")}
+    other = flwr_run(tmp_path, {**SMALL, **own}, supernodes=6)
     assert other == "finished:completed"
     found = only_run(tmp_path / "flwr")
     assert (found / "model" / "model.safetensors").read_bytes() == weights
@@ -221,7 +234,7 @@ def test_real_survey(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "global_opinions" / "global_opinions.csv"
     simulate(
         tmp_path, f"--dataset={path}", "--rounds=2", "--set=local-steps=10",
-        f"--output-dir={tmp_path}", new=False,
+        f"--output-dir={tmp_path}", f"--set=embedding-cache={USUAL_CACHE}", new=False,
     )  # fmt: skip
     summary = read(only_run(tmp_path) / "summary.json")
     assert (len(summary["seen"]["by_group"]), len(summary["unseen"]["by_group"])) == (8, 6)

@@ -1,6 +1,7 @@
 """The command line: precedence, messages and exit codes, without starting a federation."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any
 
 import pytest
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pluralllm_fl.cli import app
 from pluralllm_fl.cli.console import guarded
 from pluralllm_fl.cli.settings import gather, gather_resumed
+from pluralllm_fl.cli.simulate import _Simulation
 from pluralllm_fl.config import default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError
 
@@ -50,6 +51,12 @@ def invoke(*arguments: str) -> Result:
         (["--set", "device=cuda"], 2, "add --gpus"),
         (["--dataset", "absent.jsonl"], 1, "absent.jsonl"),
         (["--dataset", "syntetic"], 1, "Did you mean 'synthetic'?"),
+        (["--dataset", "~nosuchuser/x.csv"], 1, "'~nosuchuser/x.csv' is no usable path"),
+        (["--dataset", "x" * 5000], 1, "is no usable path"),
+        (["--output-dir", "~nosuchuser/runs"], 2, "output-dir = '~nosuchuser/runs' is no usable"),
+        (["--set", f"embedding-model={'x' * 5000}"], 2, "is no usable path"),
+        (["--set", "run-name=../evil"], 2, "run-name = '../evil': must be a plain folder name"),
+        (["--set", "run-name=.."], 2, "run-name = '..': must be a plain folder name"),
         (["--resume", "absent"], 1, "There is no run at"),
         (["--resume", ".", "--recipe", "r.toml"], 2, "leave --recipe out"),
     ],
@@ -69,6 +76,13 @@ def test_output_directory_must_be_writable(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert f"Cannot write to output-dir {tmp_path}/file/runs: Not a directory" in result.output
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_name_that_is_no_file_name(tmp_path: Path) -> None:
+    result = invoke("simulate", *SMALL, "--set", f"run-name={'x' * 300}")
+    assert result.exit_code == 1
+    assert "File name too long" in result.output
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
@@ -124,6 +138,7 @@ def test_paths_become_absolute_and_names_stay(tmp_path: Path) -> None:
     assert config.dataset == "synthetic"
     assert config.output_dir == str(tmp_path / "runs")
     assert config.embedding_cache == str(tmp_path / "cache")
+    assert gather(None, {"output-dir": ""}, []).output_dir == str(tmp_path / "runs")
     assert gather(None, {"dataset": "a.csv"}, []).dataset == str(tmp_path / "a.csv")
     hub = "Anthropic/llm_global_opinions"
     assert gather(None, {"dataset": hub}, []).dataset == hub
@@ -143,6 +158,17 @@ def test_resumed_run_keeps_its_settings_and_folder(tmp_path: Path) -> None:
     assert config.num_server_rounds == 50
     assert (config.resume, config.output_dir) == (str(run), str(run.parent))
     assert config.run_name == "a"
+
+
+@pytest.mark.parametrize(("gpus", "end"), [(0.0, ""), (0.25, " --gpus 0.25")])
+def test_the_hint_resumes_the_run_as_it_was(tmp_path: Path, gpus: float, end: str) -> None:
+    run = stored_run(tmp_path / "my runs" / "a", status="running", config={})
+    (run / "checkpoints" / "round-0001").mkdir(parents=True)
+    config = gather_resumed(run, {}, [])
+    (hint,) = _Simulation(config, gpus, verbose=False)._resume_hint()
+    assert hint == f"Continue it with: python simulation.py --resume '{run}'{end}"
+    command = shlex.split(hint.removeprefix("Continue it with: "))
+    assert command[3] == str(run)
 
 
 def test_completed_run_has_nothing_to_resume(tmp_path: Path) -> None:
@@ -181,6 +207,9 @@ def test_data_check_exits_nonzero_on_problems(tmp_path: Path) -> None:
     assert found.exit_code == 1
     assert "line 2" in found.output
     assert invoke("data", "check", str(tmp_path / "absent.csv")).exit_code == 1
+    impossible = invoke("data", "check", "x" * 5000)
+    assert impossible.exit_code == 1
+    assert "no usable path" in impossible.output
 
 
 def test_unexpected_errors_leave_one_line_and_a_traceback_file() -> None:

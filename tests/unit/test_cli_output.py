@@ -2,16 +2,22 @@
 
 import io
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from pluralllm_fl.cli.tables import show_bars, show_diagnostics, show_groups, show_summary
+from pluralllm_fl.config import Value
 from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.formats import duration, toml
 from pluralllm_fl.metrics import group_block
-from pluralllm_fl.progress import EventTail, RoundProgress, duration
+from pluralllm_fl.progress import EventTail, RoundProgress
 from pluralllm_fl.runs import close_run, resolve_run
 
 pytestmark = pytest.mark.fast
@@ -70,11 +76,13 @@ def test_plain_progress_prints_one_line_a_round(tmp_path: Path) -> None:
         append(path, {"event": "early_stopped", "round": 3, "best_round": 1})
     lines = text(target).splitlines()
     assert lines[0] == "round 0  unseen 0.6900"
-    assert lines[1].startswith("round 1/3  loss 1.2500  seen 0.7100  unseen 0.6900  0s elapsed, ")
+    time = r"\d\.\d s elapsed"
+    scored = rf"round 1/3  loss 1\.2500  seen 0\.7100  unseen 0\.6900  {time}, \d\.\d s left"
+    assert re.fullmatch(scored, lines[1])
     assert lines[2] == "Warning: round 2: reply of [b] dropped: NaN"
     assert "1 good replies of 2 needed" in lines[3]
-    assert lines[4].startswith("round 2/3  loss 1.0000  0s")
-    assert lines[5].startswith("round 3/3  loss 0.5000  0s elapsed")
+    assert re.match(rf"round 2/3  loss 1\.0000  {time}", lines[4])
+    assert re.fullmatch(rf"round 3/3  loss 0\.5000  {time}", lines[5])
     assert lines[6:] == ["Stopped early after round 3; best round 1."]
 
 
@@ -99,20 +107,44 @@ def rendered(progress: RoundProgress) -> str:
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0.4, 59.4, 60, 3725)] == ["0s", "59s", "1m00s", "62m05s"]
+    assert [duration(s) for s in (0.4, 4.21, 59.7, 185, 432.4, 7261)] == [
+        "0.4 s", "4.2 s", "60 s", "3 min 05 s", "7 min 12 s", "2 h 01 min",
+    ]  # fmt: skip
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z]+(-[a-z]+)*", fullmatch=True),
+        st.booleans()
+        | st.integers(-(2**63), 2**63 - 1)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(st.characters(exclude_categories=["Cs"])),
+    )
+)
+def test_run_config_is_written_as_toml(values: dict[str, Value]) -> None:
+    assert tomllib.loads(toml(values)) == values
+
+
+def test_a_round_without_a_loss_is_shown_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    target = console()
+    with RoundProgress(target, EventTail(path, since=0.0)):
+        append(path, {"event": "run_started", "rounds": 1, "first_round": 1})
+        append(path, {"event": "round", "round": 1, "train_loss": None})
+    assert re.fullmatch(r"round 1/1  \d\.\d s elapsed\n", text(target))
 
 
 def block() -> dict[str, Any]:
     scores = {"[Low]": 0.6, "High": 0.8}
-    both = dict.fromkeys(scores, 0.5)
+    uniform = {"[Low]": 0.41, "High": 0.42}
     spread = {g: (s - 0.1, s + 0.1) for g, s in scores.items()}
-    made = group_block(scores, dict.fromkeys(scores, 7), both, spread)
+    made = group_block(scores, dict.fromkeys(scores, 7), uniform, spread)
     return {**made, "test_questions": None}
 
 
 def test_groups_are_sorted_with_interval_and_reference() -> None:
     target = console()
-    show_groups(target, {"seen": None, "unseen": block()}, {"[Low]": 0.41, "High": 0.42})
+    show_groups(target, {"seen": None, "unseen": block()})
     lines = [line.split() for line in text(target).splitlines()]
     assert lines[1] == ["High", "unseen", "0.8000", "0.7000", "–", "0.9000", "7", "0.4200"]
     assert lines[2] == ["[Low]", "unseen", "0.6000", "0.5000", "–", "0.7000", "7", "0.4100"]
@@ -123,7 +155,7 @@ def test_summary_shows_means_and_fairness() -> None:
     show_summary(target, {"seen": block(), "unseen": None})
     shown = text(target)
     assert "alignment 0.7000" in shown
-    assert "uniform 0.5000" in shown
+    assert "uniform 0.4150" in shown
     assert "CoV 0.1429" in shown
     assert "1/(1+CoV²) 0.9800" in shown
     assert "1/(1+CoV) 0.8750" in shown
@@ -143,6 +175,15 @@ def test_diagnostics_leave_out_what_is_unknown() -> None:
     assert text(target).splitlines() == [
         "reference  mean of seen: seen 0.8000",
         "context    gain over no context: seen +0.0100, unseen -0.0020",
+    ]
+
+
+def test_ordinal_alignment_is_a_line_of_its_own() -> None:
+    target = console()
+    show_diagnostics(target, {"ordinal_alignment": {"seen": 0.9, "unseen": 0.85}})
+    show_diagnostics(target, {"ordinal_alignment": {"seen": None, "unseen": None}})
+    assert text(target).splitlines() == [
+        "ordinal    alignment, 1 − W1/max W1: seen 0.9000, unseen 0.8500"
     ]
 
 
@@ -173,6 +214,9 @@ def test_newest_completed_run_of_an_output_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtefactError, match="no completed run"):
         resolve_run(tmp_path / "empty")
+    for impossible in ("~nosuchuser/run", "x" * 5000):
+        with pytest.raises(ArtefactError, match="no usable path"):
+            resolve_run(Path(impossible))
 
 
 def test_closing_a_killed_run_drops_what_no_checkpoint_holds(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 import logging
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from pluralllm_fl.embedding import EmbeddingTable, TextEmbedder
 from pluralllm_fl.embedding.models import PACKAGED
-from pluralllm_fl.errors import EmbeddingError
+from pluralllm_fl.errors import ConfigError, EmbeddingError
 from pluralllm_fl.preferences import Question
 
 pytestmark = pytest.mark.fast
@@ -154,6 +155,49 @@ def test_cached_texts_need_no_language_model(causal: Path, tmp_path: Path) -> No
     assert answer.stdout.split() == [first.fingerprint, "16", expected]
 
 
+def test_the_model_is_loaded_once(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pluralllm_fl.embedding import encoder
+
+    loaded = []
+    load = encoder._load
+    monkeypatch.setattr(encoder, "_load", lambda files: loaded.append(files) or load(files))
+    embedder = TextEmbedder(str(causal), cache_dir=tmp_path)
+    for question in QUESTIONS:
+        embedder.embed([question])
+    assert len(loaded) == 1
+    early = TextEmbedder(str(causal), cache_dir=tmp_path)
+    early.load()
+    assert len(loaded) == 2
+    early.embed([Question("z", ("yes", "no"))])
+    assert len(loaded) == 2
+
+
+@needs_minilm
+def test_threads_of_the_caller_do_not_change_a_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr("pluralllm_fl.embedding.encoder.available_cpus", lambda: 2)
+    # Small batches of many lengths are those whose sums depend on the number of threads.
+    questions = [
+        Question("tax " * length, ("one", "two", "three", "four", "five", "six", "ten", "no")[:n])
+        for length, n in itertools.product((5, 10, 15, 20, 30, 40), (3, 5, 8))
+    ]
+    before, vectors = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            embedder = TextEmbedder(cache_dir=tmp_path / str(threads))
+            vectors.append(embedder.embed(questions).vectors.tobytes())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert vectors[0] == vectors[1]
+
+
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     answer = subprocess.run(
         [sys.executable, "-c", script, *arguments],
@@ -255,15 +299,42 @@ def test_wrong_arguments() -> None:
 
 
 def test_unusable_device(causal: Path, tmp_path: Path) -> None:
-    with pytest.raises(EmbeddingError, match="device = 'warp'"):
+    with pytest.raises(ConfigError, match="device = 'warp'"):
         TextEmbedder(str(causal), cache_dir=tmp_path, device="warp").embed(QUESTIONS)
+
+
+def test_devices() -> None:
+    import torch
+
+    from pluralllm_fl.devices import torch_device
+
+    assert torch_device("cpu").type == "cpu"
+    assert torch_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"device = 'cuda' is not usable here.*'auto'"):
+            torch_device("cuda")
 
 
 def test_text_without_tokens(tmp_path: Path) -> None:
     model = build_model(tmp_path / "model", "causal")
     embedder = TextEmbedder(str(model), template="{question}{option}", cache_dir=tmp_path / "cache")
-    with pytest.raises(EmbeddingError, match="no token"):
-        embedder.embed([Question(" ", (" ", "\n"))])
+    with pytest.raises(EmbeddingError, match=r"no token of 2 of 2 texts .*3 characters") as caught:
+        embedder.embed([Question("\u2003", ("\u2028 ", "\u2028\n"))])
+    assert "2003" not in ascii(str(caught.value))
+    assert "2028" not in ascii(str(caught.value))
+
+
+def test_a_failing_tokenizer_does_not_quote_the_text(causal: Path, tmp_path: Path) -> None:
+    class Talkative:
+        def __call__(self, texts: list[str], **_: object) -> None:
+            raise ValueError(f"cannot read {texts[0]}")
+
+    embedder = TextEmbedder(str(causal), cache_dir=tmp_path)
+    embedder._encoder._tokenizer = Talkative()
+    with pytest.raises(EmbeddingError, match="ValueError") as caught:
+        embedder.embed(QUESTIONS)
+    assert "cannot read" not in str(caught.value)
+    assert caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("damage", ["truncated", "overwritten", "wrong length"])

@@ -3,13 +3,12 @@
 import html.parser
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
 
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.report import duration, setting, size, write_report
+from pluralllm_fl.report import setting, size, write_report
 from pluralllm_fl.report.figures import Line, Scale, line_chart, ticks
 from pluralllm_fl.report.page import ranges
 from pluralllm_fl.report.reading import read_run
@@ -234,6 +233,30 @@ def test_bars_start_at_each_groups_own_uniform_score(tmp_path: Path) -> None:
     assert uniform["Canada"] == summary["seen"]["uniform"]
 
 
+@pytest.mark.parametrize("sizes", [[], [0], [0, 1]])
+def test_small_groups_have_few_context_sizes(tmp_path: Path, sizes: list[int]) -> None:
+    run_dir = write_run(tmp_path / "run", rounds=1)
+    diagnostics = json.loads((run_dir / "diagnostics.json").read_text())
+    diagnostics["context_sizes"] = sizes
+    for side in ("seen", "unseen"):
+        diagnostics["context_curve"][side] = [0.8, 0.9][: len(sizes)]
+    write_json(run_dir / "diagnostics.json", diagnostics)
+    assert ("Table of alignment by context size" in report_of(run_dir).text) == bool(sizes)
+
+
+def test_ordinal_alignment_is_shown_where_there_are_ordinal_questions(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", rounds=1)
+    diagnostics = json.loads((run_dir / "diagnostics.json").read_text())
+    label = "Ordinal alignment, 1 − W1/max W1"
+    for value in (None, {"seen": None, "unseen": None}):
+        write_json(run_dir / "diagnostics.json", {**diagnostics, "ordinal_alignment": value})
+        assert label not in report_of(run_dir).text
+    known = {"seen": 0.917, "unseen": None}
+    write_json(run_dir / "diagnostics.json", {**diagnostics, "ordinal_alignment": known})
+    assert re.search(label.replace("1 − W1/max W1", r"1 − W1/max W1 .{,90} 0\.917 –"),
+                     report_of(run_dir).text)  # fmt: skip
+
+
 def test_configuration_marks_what_differs(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", rounds=1, width=64, **{"seen-groups": "A;B"})
     source = write_report(run_dir).read_text(encoding="utf-8")
@@ -252,13 +275,6 @@ def test_unwritable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         write_report(run_dir)
     assert not (run_dir / "report.html").exists()
     assert not list(run_dir.glob(".report*"))
-
-
-def test_hundred_rounds_take_less_than_three_seconds(tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path / "run", rounds=100)
-    start = time.perf_counter()
-    write_report(run_dir)
-    assert time.perf_counter() - start < 3
 
 
 def test_line_breaks_where_a_value_is_missing() -> None:
@@ -283,9 +299,6 @@ def test_scale_and_formats() -> None:
     assert [Scale(0.5, 1.0)(v) for v in (0.5, 0.75, 1.0)] == [0, 50, 100]
     assert [size(v) for v in (0, 999, 2_900_000, 1.4e9, 3e13)] == [
         "0 B", "999 B", "2.9 MB", "1.4 GB", "30.0 TB",
-    ]  # fmt: skip
-    assert [duration(v) for v in (4.21, 59.7, 432.4, 7261)] == [
-        "4.2 s", "60 s", "7 min 12 s", "2 h 01 min",
     ]  # fmt: skip
     assert [setting(v).unescape() for v in (True, "", None, 0.3)] == ["true", '""', "–", "0.3"]
     assert ranges([8, 4, 5, 4]) == "4–5, 8"

@@ -1,0 +1,39 @@
+"""Which device and how many CPU cores are usable here."""
+
+import os
+from typing import TYPE_CHECKING
+
+from pluralllm_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def torch_device(name: str) -> "torch.device":
+    """Return a device of PyTorch; "auto" is CUDA if present, else CPU.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device, or it cannot be used here.
+    """
+    import torch  # the launcher counts cores without it
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device = '{name}' is not usable here ({str(error).splitlines()[0]}). "
+            "Use 'auto' or 'cpu'."
+        ) from error
+    return device
+
+
+def available_cpus() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,21 @@
+"""Values as text: durations for people, run configs for Flower."""
+
+import json
+from collections.abc import Mapping
+
+from pluralllm_fl.config import Value
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as e.g. ``4.2 s``, ``42 s``, ``7 min 12 s`` or ``2 h 01 min``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def toml(values: Mapping[str, Value]) -> str:
+    """Write plain keys and values as TOML: like JSON, but that DEL must be escaped."""
+    text = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(text).replace("\x7f", "\\u007f")
