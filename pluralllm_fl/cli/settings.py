@@ -1,5 +1,6 @@
 """From command-line options to a complete, typed run config."""
 
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,13 +52,20 @@ def gather_resumed(
     """
     run = resolve_run(run, completed=False)
     recorded = read_json(run / "run.json")
-    values: dict[str, Value] = recorded["config"]
+    values = recorded.get("config")
+    if not isinstance(values, dict):
+        raise ArtefactError(
+            f"{run / 'run.json'} is damaged: it holds no config. Restore it from a copy."
+        )
     values = values | _overrides(named, assignments, default_run_config())
     values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
     config = _finished(values)
     done = recorded.get("completed_rounds", 0)
     if recorded.get("status") == "completed" and done >= config.num_server_rounds:
-        raise ArtefactError(f"{run} is already completed ({done} rounds). Nothing to resume.")
+        raise ArtefactError(
+            f"{run} is already completed ({done} rounds). Nothing to resume; more rounds: add "
+            f"--rounds N. Its report: pluralllm report {shlex.quote(str(run))}"
+        )
     return config
 
 

@@ -87,16 +87,19 @@ class _Simulation:
         self.gpus = gpus
         self.verbose = verbose
         self.console = output()
-        self.started = time.monotonic()
+        self.started, self.began = time.monotonic(), time.time()
         self.folder = Path(config.output_dir) / config.run_name
         self.log = Path(config.output_dir) / f"{config.run_name}.flower.log"
 
     def run(self) -> None:
-        from pluralllm_fl.federation import strategies
+        from pluralllm_fl.federation import checkpoint, strategies
         from pluralllm_fl.preferences import split_groups
         from pluralllm_fl.workspace import read_dataset, require_questions
 
         config = self.config
+        _find_own_strategy(config.strategy)
+        if config.resume:
+            checkpoint.read(checkpoint.newest(self.folder / "checkpoints"))
         dataset = read_dataset(config)
         seen, unseen = split_groups(
             dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
@@ -113,7 +116,10 @@ class _Simulation:
         with _writable(Path(config.output_dir), self.folder, resumed=bool(config.resume)):
             self._header(dataset, seen, unseen, uniform)
             self._federate(dataset, len(seen) + len(unseen))
-        self._finish()
+        try:
+            self._finish()
+        except KeyboardInterrupt:
+            self._interrupted()
 
     def _federate(self, dataset: "PreferenceDataset", supernodes: int) -> None:
         from pluralllm_fl.federation.launcher import PrivateSuperLink
@@ -192,6 +198,8 @@ class _Simulation:
             labelled(console, "", f"rows left out: {counts}")
         labelled(console, "seen", f"{len(seen)} groups: {'; '.join(seen)}")
         labelled(console, "unseen", f"{len(unseen)} groups: {'; '.join(unseen)}".rstrip(": "))
+        if not unseen:
+            labelled(console, "", "without one, nothing shows how new groups are served: --unseen")
         labelled(console, "uniform", f"alignment {reference(uniform)}")
         if dataset.ceiling is not None:
             labelled(console, "ceiling", f"alignment {reference(dict(dataset.ceiling))}")
@@ -222,9 +230,10 @@ class _Simulation:
     def _failed(self, outcome: "Outcome") -> None:
         from pluralllm_fl.federation.launcher import last_lines
 
-        recorded = None
-        if (self.folder / "run.json").is_file():
-            recorded = read_json(self.folder / "run.json").get("error")
+        recorded, record = None, self.folder / "run.json"
+        # A refused resume leaves run.json as it was, with the old error.
+        if record.is_file() and record.stat().st_mtime > self.began:
+            recorded = read_json(record).get("error")
         cause = recorded or outcome.details or last_lines(self.log) or "no reason given"
         close_run(self.folder, "failed", cause)
         show_error(FederationError(cause), f"Flower's log: {self.log}", *self._resume_hint())
@@ -234,7 +243,13 @@ class _Simulation:
 
     def _interrupted(self) -> None:
         close_run(self.folder, "interrupted", None)
-        hints = self._resume_hint() or ["No round was completed: there is nothing to resume."]
+        if self.log.parent != self.folder:
+            self.log.unlink(missing_ok=True)
+        if (self.folder / "summary.json").is_file():
+            report = f"pluralllm report {shlex.quote(str(self.folder))}"
+            hints = [f"All rounds are done. Write the report with: {report}"]
+        else:
+            hints = self._resume_hint() or ["No round was completed: there is nothing to resume."]
         for line in ["Interrupted.", *hints]:
             messages().print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
@@ -253,6 +268,18 @@ class _Simulation:
         if self.log.parent != self.folder and (self.folder / "run.json").is_file():
             with contextlib.suppress(FileNotFoundError):
                 self.log = self.log.replace(self.folder / "flower.log")
+
+
+def _find_own_strategy(strategy: str) -> None:
+    """Let ``module:Class`` name a file in the working folder, here and in Flower's processes.
+
+    Only then: a folder before the installed packages could hide one of them.
+    """
+    if ":" in strategy:
+        folder = str(Path.cwd())
+        sys.path.append(folder)
+        entries = [os.environ.get("PYTHONPATH", ""), folder]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
 
 
 def _check_gpus(config: RunConfig, gpus: float) -> None:

@@ -114,7 +114,8 @@ class Encoder:
             )
         if long := sum(len(tokens) >= self._max_tokens for tokens in ids):
             logger.warning(
-                "%d of %d texts reach the %d tokens that '%s' can read; longer ones lose their %s.",
+                "%d of %d texts reach the %d tokens that '%s' can read; longer ones lose their %s: "
+                "take an embedding-model that reads more if that matters.",
                 long, len(ids), self._max_tokens, self._name,
                 "beginning" if self._tokenizer.truncation_side == "left" else "end",
             )  # fmt: skip

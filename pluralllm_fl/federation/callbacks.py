@@ -111,6 +111,7 @@ class CheckpointWriter(Callback):
         self.every = every
         self.stopping = stopping
         self.pending: Checkpoint | None = None
+        self.last_round: int | None = None
         self._warned = False
 
     def on_round_end(self, loop: RoundLoop) -> None:
@@ -138,4 +139,5 @@ class CheckpointWriter(Callback):
         if self.pending is not None:
             pending, self.pending = self.pending, None
             checkpoint.write(self.directory.checkpoints, pending)
-            loop.emit("checkpoint", round=pending.progress.round)
+            self.last_round = pending.progress.round
+            loop.emit("checkpoint", round=self.last_round)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +137,8 @@ def read(path: Path) -> Checkpoint:
 
 
 def _listed(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
+    folders = (path for path in folder.glob("round-*") if re.fullmatch(r"round-\d+", path.name))
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("round-")))
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -7,16 +7,19 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
+from pluralllm_fl.evaluation import EVALUATION_SPLITS
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record, update_norm
 
 TRAIN_KEYS = frozenset({"num-examples", "train-loss", "questions", "seconds"})
-SPLITS = ("all", "train", "validation", "test")
+SCORE_KEYS = ("alignment", "low", "high", "uniform", "questions")
 EVALUATE_KEYS = frozenset(
-    {"num-examples"}
-    | {f"{s}-{k}" for s in SPLITS for k in ("alignment", "low", "high", "uniform", "questions")}
+    {"num-examples"} | {f"{split}-{key}" for split in EVALUATION_SPLITS for key in SCORE_KEYS}
 )
 # No survey has more answers; a larger weight would silence every other group.
 MAX_WEIGHT = 1e12
+# A larger one would overflow the mean over groups.
+MAX_LOSS = 1e12
+_ROUNDING = 1e-6
 
 
 class BadReply(Exception):  # noqa: N818 - a verdict on a reply, not an error of the program
@@ -33,8 +36,8 @@ def train_reply(
     Raises
     ------
     BadReply
-        For wrong records, names, shapes or dtypes, NaN or infinite values, an impossible weight,
-        or an update whose L2 norm exceeds ``max_update_norm`` (0: no limit).
+        For wrong records, names, shapes or dtypes, NaN or infinite values, an impossible weight
+        or loss, or an update whose L2 norm exceeds ``max_update_norm`` (0: no limit).
     """
     if set(content.array_records) != {"arrays"}:
         raise BadReply(f"array records {sorted(content.array_records)} instead of ['arrays']")
@@ -42,6 +45,8 @@ def train_reply(
     weight = metrics[weight_key]
     if isinstance(weight, list) or not 0 < weight <= MAX_WEIGHT:
         raise BadReply(f"{weight_key} = {weight} is no possible weight")
+    if not abs(_number(metrics, "train-loss")) <= MAX_LOSS:
+        raise BadReply(f"train-loss = {metrics['train-loss']} is no possible loss")
     arrays = _arrays(content.array_records["arrays"], reference)
     if max_update_norm:
         norm = update_norm(arrays, reference)
@@ -56,14 +61,12 @@ def evaluate_reply(content: RecordDict) -> RecordDict:
     Raises
     ------
     BadReply
-        For wrong records, missing keys, NaN or infinite values, or an alignment outside 0..1.
+        For wrong records, missing keys, NaN or infinite values, counts that are none, or scores
+        of a split with questions that no distribution can have.
     """
     metrics = _metrics(content, EVALUATE_KEYS)
-    for split in SPLITS:
-        if not 0 <= _number(metrics, f"{split}-alignment") <= 1:
-            raise BadReply(f"{split}-alignment = {metrics[f'{split}-alignment']} is not in 0..1")
-        if _number(metrics, f"{split}-questions") < 0:
-            raise BadReply(f"{split}-questions = {metrics[f'{split}-questions']} is negative")
+    for split in EVALUATION_SPLITS:
+        _check_scores(metrics, split)
     if not 0 < _number(metrics, "num-examples") <= MAX_WEIGHT:
         raise BadReply(f"num-examples = {metrics['num-examples']} is no possible weight")
     return RecordDict({"metrics": metrics})
@@ -98,6 +101,22 @@ def _metrics(content: RecordDict, required: Iterable[str]) -> MetricRecord:
         if not all(math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
             raise BadReply(f"metric {key} = {value} is not finite")
     return metrics.copy()
+
+
+def _check_scores(metrics: MetricRecord, split: str) -> None:
+    alignment, low, high, uniform, questions = (
+        _number(metrics, f"{split}-{key}") for key in SCORE_KEYS
+    )
+    if not (0 <= questions <= MAX_WEIGHT and questions.is_integer()):
+        raise BadReply(f"{split}-questions = {questions:g} is no count")
+    if not questions:
+        return
+    for name, value in (("alignment", alignment), ("uniform", uniform)):
+        # Two distributions never have alignment 0, and fairness divides by the mean.
+        if not 0 < value <= 1 + _ROUNDING:
+            raise BadReply(f"{split}-{name} = {value:g} is not above 0 and at most 1")
+    if not -_ROUNDING <= low <= high + _ROUNDING <= 1 + 2 * _ROUNDING:
+        raise BadReply(f"{split}-low = {low:g} and {split}-high = {high:g} are no interval in 0..1")
 
 
 def _number(metrics: MetricRecord, key: str) -> float:

@@ -307,7 +307,9 @@ def _short_temporary_folder() -> str:
 def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
     inherited = os.environ
     package = str(Path(__file__).resolve().parents[2])
-    modules = filter(None, [package, inherited.get("PYTHONPATH")])
+    # Flower's processes run in a folder of their own: relative entries would point elsewhere.
+    searched = filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))
+    modules = [package, *(str(Path(entry).absolute()) for entry in searched)]
     local = "127.0.0.1,localhost"
     return {
         **inherited,

@@ -140,11 +140,7 @@ class RoundLoop:
         )
 
     def evaluate(self, server_round: int, *, everyone: bool = False) -> None:
-        """Evaluate the global model on the nodes that the strategy picks, or on all.
-
-        The initial and the last model are evaluated on every node, whatever the strategy's
-        fraction_evaluate.
-        """
+        """Evaluate the global model on the nodes that the strategy picks and on `_required`."""
         start = time.monotonic()
         last = server_round in (0, self.config.num_server_rounds) or everyone
         config = ConfigRecord(
@@ -156,13 +152,12 @@ class RoundLoop:
         )
         self.grid.open_phase(train=False)
         messages = self._configure("evaluate", server_round, config)
-        if last:
-            asked = {message.metadata.dst_node_id for message in messages}
+        asked = {message.metadata.dst_node_id for message in messages}
+        if missing := [rank for rank in self._required(everyone=last) if rank not in asked]:
             content = RecordDict({"arrays": to_record(self.progress.arrays), "config": config})
             messages += [
                 Message(content, dst_node_id=rank, message_type=MessageType.EVALUATE)
-                for rank in self.grid.roster.ranks(train=False)
-                if rank not in asked
+                for rank in missing
             ]
         replies = self._gather(
             messages, server_round, train=False, attempts=2 if last and server_round else 1
@@ -176,6 +171,16 @@ class RoundLoop:
             **self._account(start),
             **results.evaluation(scores, self.grid.roster),
         )
+
+    def _required(self, *, everyone: bool) -> list[int]:
+        """Return the ranks to evaluate whatever the strategy's fraction_evaluate.
+
+        The initial and the last model are evaluated on every node; early stopping compares
+        rounds, so it needs the same groups, the seen ones, in each.
+        """
+        if everyone or self.config.early_stopping_patience:
+            return self.grid.roster.ranks(train=not everyone)
+        return []
 
     def _configure(self, phase: str, server_round: int, config: ConfigRecord) -> list[Message]:
         record = to_record(self.progress.arrays)

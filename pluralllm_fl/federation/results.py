@@ -6,8 +6,8 @@ from typing import Any
 from flwr.app import MetricRecord, RecordDict
 
 from pluralllm_fl.artefacts import Event
+from pluralllm_fl.evaluation import EVALUATION_SPLITS, SplitScore, split_blocks
 from pluralllm_fl.federation.roster import Roster
-from pluralllm_fl.metrics import group_block
 
 Scores = Mapping[str, MetricRecord]
 
@@ -34,8 +34,8 @@ def evaluation(scores: Scores, roster: Roster) -> Event:
         if group in scores and _number(scores[group], "validation-questions") > 0
     }
     return {
-        "seen": _side(scores, roster.seen),
-        "unseen": _side(scores, roster.unseen),
+        "seen": _block(scores, roster.seen),
+        "unseen": _block(scores, roster.unseen),
         "validation_alignment": sum(validation.values()) / len(validation) if validation else None,
     }
 
@@ -47,25 +47,23 @@ def groups(event: Event) -> set[str]:
     }
 
 
-def _side(scores: Scores, names: Iterable[str]) -> dict[str, Any] | None:
-    there = [group for group in names if group in scores]
-    block = _block(scores, there, "all")
-    return None if block is None else {**block, "test_questions": _block(scores, there, "test")}
-
-
-def _block(scores: Scores, names: Iterable[str], split: str) -> dict[str, Any] | None:
-    counts = {group: int(_number(scores[group], f"{split}-questions")) for group in names}
-    counts = {group: count for group, count in counts.items() if count}
-    if not counts:
-        return None
-    return group_block(
-        {group: _number(scores[group], f"{split}-alignment") for group in counts},
-        counts,
-        {group: _number(scores[group], f"{split}-uniform") for group in counts},
+def _block(scores: Scores, names: Iterable[str]) -> dict[str, Any] | None:
+    return split_blocks(
         {
-            group: (_number(scores[group], f"{split}-low"), _number(scores[group], f"{split}-high"))
-            for group in counts
-        },
+            group: {split: _score(scores[group], split) for split in EVALUATION_SPLITS}
+            for group in names
+            if group in scores
+        }
+    )
+
+
+def _score(metrics: MetricRecord, split: str) -> SplitScore:
+    return SplitScore(
+        alignment=_number(metrics, f"{split}-alignment"),
+        low=_number(metrics, f"{split}-low"),
+        high=_number(metrics, f"{split}-high"),
+        uniform=_number(metrics, f"{split}-uniform"),
+        questions=int(_number(metrics, f"{split}-questions")),
     )
 
 

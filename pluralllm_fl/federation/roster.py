@@ -6,14 +6,14 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from pluralllm_fl.errors import FederationError
+from pluralllm_fl.errors import FederationError, nearest
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
@@ -35,7 +35,6 @@ class Node:
     fingerprint: str
     questions: int
     train_questions: int
-    test_questions: int
 
 
 @dataclass(slots=True)
@@ -94,8 +93,18 @@ class Roster:
         return online
 
 
-def collect(grid: Grid, *, expected_nodes: int, join_timeout: float) -> Roster:
+def collect(
+    grid: Grid,
+    *,
+    expected_nodes: int,
+    join_timeout: float,
+    seen: Collection[str] = (),
+    unseen: Collection[str] = (),
+) -> Roster:
     """Query every node until the expected number has answered.
+
+    In deployment a node that cannot take part is left out if the expected number of others is
+    there.
 
     Parameters
     ----------
@@ -103,12 +112,15 @@ def collect(grid: Grid, *, expected_nodes: int, join_timeout: float) -> Roster:
         Nodes to wait for; 0: the number of groups that a simulation's nodes report.
     join_timeout : float
         Seconds to wait.
+    seen, unseen : collection of str
+        The run's own lists of groups; empty: none.
 
     Raises
     ------
     FederationError
         If nodes are missing or cannot load their data, the number of simulated nodes is not the
-        number of groups, a group is there twice, no node trains, or dimensions differ.
+        number of groups, a group is there twice, groups or roles are not those of the lists, no
+        node trains or one has nothing to train on, or dimensions differ.
     """
     query = _Query(grid)
     deadline = time.monotonic() + join_timeout
@@ -116,11 +128,9 @@ def collect(grid: Grid, *, expected_nodes: int, join_timeout: float) -> Roster:
         query.open(grid.get_node_ids())
         nodes = list(query.nodes.values())
         _check_simulation(nodes, expected_nodes)
-        if query.errors and not query.pending:
-            raise FederationError(
-                f"{len(query.errors)} node(s) cannot take part: "
-                + "; ".join(sorted(set(query.errors.values())))
-            )
+        enough = 0 < expected_nodes <= len(nodes) and not any(node.groups for node in nodes)
+        if query.errors and not query.pending and not enough:
+            raise FederationError(f"{len(query.errors)} node(s) cannot take part: {query.reasons}")
         expected = expected_nodes or max((node.groups for node in nodes), default=0)
         if nodes and not expected:
             raise FederationError(
@@ -129,9 +139,11 @@ def collect(grid: Grid, *, expected_nodes: int, join_timeout: float) -> Roster:
             )
         late = time.monotonic() > deadline
         if expected and len(nodes) >= expected and (late or not query.pending):
-            return _checked(nodes, expected)
+            if query.errors:
+                logger.warning("%d node(s) are left out: %s", len(query.errors), query.reasons)
+            return _checked(nodes, expected, seen, unseen)
         if late:
-            raise FederationError(_missing(nodes, expected, join_timeout, query.errors))
+            raise FederationError(_missing(nodes, expected, join_timeout, query.reasons))
         pause()
 
 
@@ -166,6 +178,11 @@ class _Query:
         self.nodes: dict[int, Node] = {}
         self.errors: dict[int, str] = {}
         self.pending: dict[str, int] = {}
+
+    @property
+    def reasons(self) -> str:
+        """Why nodes cannot take part, in their own words."""
+        return "; ".join(sorted(set(self.errors.values())))
 
     def open(self, node_ids: Iterable[int]) -> bool:
         """Ask nodes that were not asked yet, take in what came; True while some are open."""
@@ -214,7 +231,6 @@ def _parse(node_id: int, content: RecordDict) -> Node:
         fingerprint=str(roster.get("fingerprint", "")),
         questions=_count(metrics["questions"]),
         train_questions=_count(metrics["train-questions"]),
-        test_questions=_count(metrics["test-questions"]),
     )
     if node.role not in ROLES:
         raise ValueError(f"role '{node.role}'")
@@ -235,7 +251,9 @@ def _check_simulation(nodes: list[Node], expected_nodes: int) -> None:
             raise FederationError(_wrong_number(len(nodes), node.groups))
 
 
-def _checked(nodes: list[Node], expected: int) -> Roster:
+def _checked(
+    nodes: list[Node], expected: int, seen: Collection[str], unseen: Collection[str]
+) -> Roster:
     nodes = sorted(nodes, key=lambda node: node.group)
     counts = Counter(node.group for node in nodes)
     if twice := sorted(group for group, count in counts.items() if count > 1):
@@ -248,6 +266,12 @@ def _checked(nodes: list[Node], expected: int) -> Roster:
             f"{len(nodes)} nodes joined but expected-nodes = {expected}: "
             f"{', '.join(node.group for node in nodes)}. Set expected-nodes to {len(nodes)} or "
             "stop the others."
+        )
+    _check_lists(nodes, seen, unseen)
+    if idle := [n.group for n in nodes if n.role == "train" and not n.train_questions]:
+        raise FederationError(
+            f"No training questions are left of: {', '.join(idle)}. Lower test-fraction or "
+            "validation-fraction, or name these groups in unseen-groups, which are only evaluated."
         )
     if not any(node.role == "train" for node in nodes):
         raise FederationError(
@@ -262,6 +286,27 @@ def _checked(nodes: list[Node], expected: int) -> Roster:
     return Roster(nodes)
 
 
+def _check_lists(nodes: list[Node], seen: Collection[str], unseen: Collection[str]) -> None:
+    joined = [node.group for node in nodes]
+    if absent := [group for group in (*seen, *unseen) if group not in joined]:
+        listed = ", ".join(f"'{group}'{nearest(group, joined)}" for group in absent)
+        raise FederationError(
+            f"seen-groups or unseen-groups names groups that no node holds: {listed}. Joined: "
+            f"{', '.join(joined)}. Mend the lists or start these groups' nodes."
+        )
+    for node in nodes:
+        if node.role == "train" and node.group in unseen:
+            raise FederationError(
+                f"Group '{node.group}' is in unseen-groups but its node wants to train. Remove "
+                "role from its --node-config, or the group from unseen-groups."
+            )
+        if node.role == "evaluate" and node.group in seen:
+            logger.warning(
+                "Group '%s' is in seen-groups but its node is evaluate-only: it will not train.",
+                node.group,
+            )
+
+
 def _wrong_number(supernodes: int, groups: int) -> str:
     return (
         f"The simulation has {supernodes} node(s) but the data set has {groups} groups, one node "
@@ -270,13 +315,13 @@ def _wrong_number(supernodes: int, groups: int) -> str:
     )
 
 
-def _missing(nodes: list[Node], expected: int, timeout: float, errors: dict[int, str]) -> str:
+def _missing(nodes: list[Node], expected: int, timeout: float, reasons: str) -> str:
     simulated = next((node.groups for node in nodes if node.groups), 0)
     if simulated and len(nodes) != simulated:
         return _wrong_number(len(nodes), simulated)
     joined = ", ".join(sorted(node.group for node in nodes)) or "none"
     wanted = f"{expected} nodes" if expected else "any node"
     text = f"Waited join-timeout = {timeout:g} s for {wanted}; joined: {joined}."
-    if errors:
-        text += f" Errors: {'; '.join(sorted(set(errors.values())))}."
+    if reasons:
+        text += f" Errors: {reasons}."
     return text + " Start the missing nodes, or set expected-nodes to the number that take part."

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,9 +12,16 @@ from typing import Any, Protocol
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.artefacts import RunDirectory, write_atomic, write_directory
-from pluralllm_fl.config import RunConfig, Value, split_names
+from pluralllm_fl.artefacts import (
+    RunDirectory,
+    new_run_name,
+    output_directory,
+    write_atomic,
+    write_directory,
+)
+from pluralllm_fl.config import RunConfig, Value
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.federation import checkpoint, strategies, strategy_state, trackers
 from pluralllm_fl.federation.callbacks import (
@@ -37,7 +43,7 @@ FREE_ON_RESUME = frozenset(
     {
         "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
         "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
-        "embedding-cache", "expected-nodes",
+        "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm",
     }
 )  # fmt: skip
 _PACKAGES = ("torch", "flwr", "ray", "numpy", "transformers")
@@ -84,7 +90,8 @@ def run_federation(
     Returns
     -------
     Path
-        The run directory. However the run ends, its run.json says so.
+        The run directory. However the run ends, its run.json says so; a refused resume leaves
+        the directory as it was.
     """
     directory, start = _resume(config) if config.resume else (_create(config), None)
     session = _Session(grid, config, directory, start)
@@ -115,19 +122,30 @@ class _Session:
         self.start = start
         self.loop: RoundLoop | None = None
         self.writer: CheckpointWriter | None = None
+        self.begun = start is None
 
     def run(self, build_model: ModelBuilder, learning_rate_at: LearningRate) -> None:
         config, directory = self.config, self.directory
         roster = collect(
-            self.grid, expected_nodes=config.expected_nodes, join_timeout=config.join_timeout
+            self.grid,
+            expected_nodes=config.expected_nodes,
+            join_timeout=config.join_timeout,
+            seen=config.seen,
+            unseen=config.unseen,
         )
-        _record_roster(directory, roster, resumed=self.start is not None)
+        found = _found(config, roster)
+        if self.start is not None:
+            _check_same(directory, found)
         model = build_model(roster.dimension, roster.embedding)
+        strategy, progress = self._state(roster, model)
         stopping, callbacks = self._callbacks()
-        loop = self.loop = self._loop(roster, model, learning_rate_at, callbacks)
+        grid = GuardedGrid(self.grid, roster, config.round_timeout)
+        loop = RoundLoop(grid, strategy, config, progress, learning_rate_at, callbacks)
+        self.loop = loop
         if self.start is not None and stopping is not None:
             stopping.load(self.start.stopping, self.start.best_arrays)
             loop.stop = stopping.stopped
+        self._begin(found)
         self._announce(loop, roster)
         loop.run()
         if stopping is not None:
@@ -139,6 +157,8 @@ class _Session:
 
     def close(self, status: str, error: str | None) -> None:
         """Save the last completed round and say how the run ended, as far as can be written."""
+        if not self.begun:
+            return
         steps: list[Callable[[], Any]] = []
         if status != "completed":
             steps += [self._flush]
@@ -147,7 +167,7 @@ class _Session:
                 status=status,
                 error=error,
                 finished=_now(),
-                completed_rounds=self.loop.progress.round if self.loop else self._first - 1,
+                completed_rounds=self._completed,
             ),
             lambda: self._finish_event(status, error),
         ]
@@ -162,6 +182,30 @@ class _Session:
     @property
     def _first(self) -> int:
         return 1 + (self.start.progress.round if self.start else 0)
+
+    @property
+    def _completed(self) -> int:
+        """The round that a resume continues from: that of the newest checkpoint."""
+        written = self.writer.last_round if self.writer else None
+        return self._first - 1 if written is None else written
+
+    def _begin(self, found: Mapping[str, Any]) -> None:
+        """Write down what was found; a resume's first change, after nothing can refuse it."""
+        fields = dict(found)
+        if self.start is not None:
+            done = self.start.progress.round
+            self.directory.rewind_events(done)
+            fields |= {
+                "status": "running",
+                "error": None,
+                "finished": None,
+                "config": self.config.to_run_config(),
+                "versions": _versions(),
+                "completed_rounds": done,
+            }
+            logger.info("Resuming %s after round %d", self.directory.path, done)
+        self.directory.update_run(**fields)
+        self.begun = True
 
     def _flush(self) -> None:
         if self.writer is not None and self.loop is not None:
@@ -185,13 +229,12 @@ class _Session:
         stopping = EarlyStopping(patience) if patience else None
         self.writer = CheckpointWriter(self.directory, config.checkpoint_every, stopping)
         callbacks: list[Callback] = [MetricsLog(self.directory)]
-        callbacks += trackers.build(split_names(config.trackers), self.directory)
+        callbacks += trackers.build(self.directory.path, config)
         callbacks += [stopping] if stopping else []
         return stopping, [*callbacks, self.writer]
 
-    def _loop(
-        self, roster: Roster, model: Model, rate: LearningRate, callbacks: list[Callback]
-    ) -> RoundLoop:
+    def _state(self, roster: Roster, model: Model) -> tuple[Strategy, Progress]:
+        """Return strategy and progress: fresh ones, or those of the checkpoint."""
         config = self.config
         strategy = strategies.build(
             config.strategy,
@@ -208,8 +251,7 @@ class _Session:
             if {k: (v.shape, v.dtype) for k, v in progress.arrays.items()} != shapes:
                 raise ConfigError("The checkpoint's model is not the one that the config builds.")
             strategy_state.restore(strategy, self.start.strategy, self.start.strategy_arrays)
-        guarded = GuardedGrid(self.grid, roster, config.round_timeout)
-        return RoundLoop(guarded, strategy, config, progress, rate, callbacks)
+        return strategy, progress
 
     def _announce(self, loop: RoundLoop, roster: Roster) -> None:
         loop.emit(
@@ -228,12 +270,8 @@ class _Session:
 
 
 def _create(config: RunConfig) -> RunDirectory:
-    stem = re.sub(r"[^\w.-]+", "-", Path(config.dataset).stem) or "run"
-    name = config.run_name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
-    if Path(name).name != name or name in (".", ".."):
-        raise ConfigError(f"run-name = {name!r}: must be a plain folder name.")
-    parent = Path(config.output_dir) if config.output_dir else Path.home() / "pluralllm-runs"
-    directory = RunDirectory.create(parent / name)
+    name = config.run_name or new_run_name(config)
+    directory = RunDirectory.create(output_directory(config) / name)
     directory.update_run(
         schema=1,
         status="running",
@@ -271,37 +309,33 @@ def _resume(config: RunConfig) -> tuple[RunDirectory, Checkpoint]:
         raise ConfigError(
             f"num-server-rounds = {config.num_server_rounds}: the run already completed {done}."
         )
-    directory.rewind_events(done)
-    directory.update_run(
-        status="running", error=None, finished=None, config=given, versions=_versions()
-    )
-    logger.info("Resuming %s after round %d", directory.path, done)
     return directory, start
 
 
-def _record_roster(directory: RunDirectory, roster: Roster, *, resumed: bool) -> None:
-    found: dict[str, Any] = {
+def _found(config: RunConfig, roster: Roster) -> dict[str, Any]:
+    return {
         "dataset": {
-            "name": directory.run["config"]["dataset"],
+            "name": config.dataset,
             "fingerprint": roster.fingerprint,
             "groups": {node.group: node.questions for node in roster.nodes},
         },
         "seen": roster.seen,
         "unseen": roster.unseen,
     }
-    if resumed and directory.run["dataset"]["fingerprint"]:
-        for key in ("seen", "unseen"):
-            if directory.run[key] != found[key]:
-                raise ConfigError(
-                    f"{key}-groups: the run had {', '.join(directory.run[key])}; now there are "
-                    f"{', '.join(found[key])}. A resumed run needs the same groups."
-                )
-        if directory.run["dataset"] != found["dataset"]:
+
+
+def _check_same(directory: RunDirectory, found: Mapping[str, Any]) -> None:
+    for key in ("seen", "unseen"):
+        if directory.run[key] != found[key]:
             raise ConfigError(
-                f"dataset = '{found['dataset']['name']}': the nodes' data are not those that the "
-                "run began with (other fingerprint). Resume with the same data or start a new run."
+                f"{key}-groups: the run had {', '.join(directory.run[key])}; now there are "
+                f"{', '.join(found[key])}. A resumed run needs the same groups."
             )
-    directory.update_run(**found)
+    if directory.run["dataset"] != found["dataset"]:
+        raise ConfigError(
+            f"dataset = '{found['dataset']['name']}': the nodes' data are not those that the "
+            "run began with (other fingerprint). Resume with the same data or start a new run."
+        )
 
 
 def _save_model(directory: RunDirectory, model: Model, loop: RoundLoop) -> None:

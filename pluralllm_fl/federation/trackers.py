@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pluralllm_fl.artefacts import Event, RunDirectory
+from pluralllm_fl.artefacts import Event
+from pluralllm_fl.config import RunConfig, split_names
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.federation.callbacks import Callback
 
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
     from pluralllm_fl.federation.loop import RoundLoop
 
 
-def build(names: tuple[str, ...], directory: RunDirectory) -> list[Callback]:
-    """Return a callback for each of ``tensorboard``, ``mlflow``, ``wandb``.
+def build(folder: Path, config: RunConfig) -> list[Callback]:
+    """Return a callback for each of the config's trackers, which write into the run's folder.
 
     Raises
     ------
@@ -23,7 +25,7 @@ def build(names: tuple[str, ...], directory: RunDirectory) -> list[Callback]:
         If a tracker's package is not installed.
     """
     kinds = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
-    return [kinds[name](directory) for name in names]
+    return [kinds[name](folder, config) for name in split_names(config.trackers)]
 
 
 def scalars(event: Event) -> Iterator[tuple[str, float]]:
@@ -65,10 +67,11 @@ class _Tracker(Callback):
 class TensorBoard(_Tracker):
     """Event files in ``tensorboard/`` of the run directory."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        del config
         _require("tensorboard", "tensorboard")
         writer = _require("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        self.writer = writer(str(directory.path / "tensorboard"))
+        self.writer = writer(str(folder / "tensorboard"))
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Write the values of one round."""
@@ -82,22 +85,27 @@ class TensorBoard(_Tracker):
 
 
 class MLflow(_Tracker):
-    """A local file store in ``mlflow/`` of the run directory."""
+    """A SQLite store in ``mlflow/`` of the run directory; recent MLflow refuses file stores."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, folder: Path, config: RunConfig) -> None:
         _require("mlflow", "mlflow")
         tracking = _require("mlflow.tracking", "mlflow")
-        store = directory.path / "mlflow"
-        self.client = tracking.MlflowClient(tracking_uri=store.resolve().as_uri())
+        store = folder.resolve() / "mlflow"
+        store.mkdir(exist_ok=True)
+        # MLflow unquotes this address, but makes the quoted folder too: quote only what must be.
+        database = str(store / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+        self.client = tracking.MlflowClient(tracking_uri=f"sqlite:///{database}")
         experiment = self.client.get_experiment_by_name("pluralllm-fl")
         identity = (
             experiment.experiment_id
             if experiment
-            else self.client.create_experiment("pluralllm-fl")
+            else self.client.create_experiment(
+                "pluralllm-fl", artifact_location=str(store / "artifacts")
+            )
         )
-        run = self.client.create_run(identity, run_name=directory.path.name)
+        run = self.client.create_run(identity, run_name=folder.name)
         self.run_id = run.info.run_id
-        for key, value in directory.run["config"].items():
+        for key, value in config.to_run_config().items():
             self.client.log_param(self.run_id, key, value)
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -113,12 +121,12 @@ class MLflow(_Tracker):
 class WandB(_Tracker):
     """An offline run in ``wandb/`` of the run directory; `wandb sync` uploads it by hand."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, folder: Path, config: RunConfig) -> None:
         self.run: Any = _require("wandb", "wandb").init(
             project="pluralllm-fl",
-            name=directory.path.name,
-            dir=str(directory.path),
-            config=directory.run["config"],
+            name=folder.name,
+            dir=str(folder),
+            config=config.to_run_config(),
             mode="offline",
         )
 

@@ -222,10 +222,13 @@ def test_failed_run_says_why_and_leaves_nothing_running(tmp_path: Path, mark: st
     assert f"Flower's log: {tmp_path / 'short' / 'flower.log'}" in result.stderr
 
 
-def test_a_custom_strategy_by_import_path(tmp_path: Path) -> None:
-    simulate(tmp_path, "--set=strategy=flwr.serverapp.strategy:FedMedian", "--rounds", "1")
+def test_a_custom_strategy_from_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "my_strategy.py").write_text(
+        "from flwr.serverapp.strategy import FedMedian\n\nclass Mine(FedMedian):\n    pass\n"
+    )
+    simulate(tmp_path, "--set=strategy=my_strategy:Mine", "--rounds", "1")
     run = only_run(tmp_path)
-    assert read(run / "run.json")["config"]["strategy"].endswith("FedMedian")
+    assert read(run / "run.json")["config"]["strategy"] == "my_strategy:Mine"
     assert read(run / "summary.json")["status"] == "completed"
 
 

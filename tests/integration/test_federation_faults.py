@@ -128,6 +128,8 @@ TRAIN_FAULTS: dict[str, tuple[Callable[[Message], Message | None], str]] = {
     "NaN weight": (_metric("num-examples", float("nan")), "num-examples"),
     "list weight": (_metric("num-examples", [1.0]), "num-examples"),
     "infinite loss": (_metric("train-loss", float("inf")), "train-loss"),
+    "absurd loss": (_metric("train-loss", -1e308), "train-loss"),
+    "list loss": (_metric("train-loss", [1.0]), "train-loss"),
     "missing loss": (_metric("train-loss", None), "train-loss"),
     "extra metric": (_metric("surprise", 1.0), "surprise"),
     "missing metric": (_metric("seconds", None), "seconds"),
@@ -166,7 +168,19 @@ def test_bad_training_reply_is_dropped_and_named(tmp_path: Path, kind: str) -> N
     [
         (_error, "answers.csv is gone"),
         (_metric("all-alignment", float("nan")), "all-alignment"),
-        (_metric("all-alignment", 1.5), "0..1"),
+        (_metric("all-alignment", 1.5), "all-alignment = 1.5"),
+        (_metric("all-alignment", 0.0), "all-alignment = 0 "),
+        (_metric("all-alignment", -0.1), "all-alignment = -0.1"),
+        (_metric("test-alignment", 0.0), "test-alignment = 0 "),
+        (_metric("all-uniform", 0.0), "all-uniform = 0 "),
+        (_metric("all-uniform", 7.0), "all-uniform = 7 "),
+        (_metric("all-low", -0.5), "all-low = -0.5"),
+        (_metric("all-high", 1.5), "all-high = 1.5"),
+        (_metric("all-high", 0.01), "all-high = 0.01"),
+        (_metric("all-low", [0.5]), "all-low is a list"),
+        (_metric("validation-questions", 0.5), "validation-questions = 0.5"),
+        (_metric("test-questions", -1), "test-questions = -1"),
+        (_metric("train-questions", 1e300), "train-questions = 1e+300"),
         (_metric("test-low", None), "test-low"),
         (_metric("surprise", 1.0), "surprise"),
         (_metric("num-examples", 0.0), "num-examples"),
@@ -186,6 +200,25 @@ def test_bad_evaluation_reply_is_dropped(
     last = events(run, "evaluation")[-1]
     assert BAD_GROUP not in last["seen"]["by_group"]
     assert len(last["seen"]["by_group"]) == 3
+
+
+def test_unusual_but_possible_scores_are_taken(tmp_path: Path) -> None:
+    """Splits without questions, and a bootstrap interval that its own mean lies outside of."""
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        if request.metadata.message_type == "evaluate" and partition == BAD:
+            metrics = reply.content["metrics"]
+            for key in ("alignment", "low", "high", "uniform", "questions"):
+                metrics[f"test-{key}"] = 0.0
+            metrics["all-low"] = metrics["all-high"] = float(metrics["all-alignment"]) + 1e-3
+            metrics["train-alignment"] = metrics["train-high"] = 1 + 1e-9
+        return reply
+
+    run = tiny_run(tiny_config(tmp_path, num_server_rounds=1), fault=fault)
+    assert not events(run, "reply_dropped")
+    block = events(run, "evaluation")[-1]["seen"]
+    assert len(block["by_group"]) == 4
+    assert sorted(block["test_questions"]["by_group"]) == ["Aland", "Borduria", "Cascadia"]
 
 
 def _failing(first: int, last: int, partitions: tuple[int, ...], server_round: int = 2) -> object:
@@ -261,6 +294,24 @@ def test_offline_node_is_dropped_at_once(tmp_path: Path) -> None:
     reasons = {e["reason"] for e in events(run, "reply_dropped")}
     assert reasons == {"the node is offline"}
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
+
+
+def test_unfinished_round_is_not_completed(tmp_path: Path) -> None:
+    """A round whose evaluation was cut off will be repeated by a resume."""
+
+    def fault(request: Message, reply: Message, _: int) -> Message:
+        config = request.content.config_records.get("config", {})
+        if request.metadata.message_type == "evaluate" and config["server-round"] == 3:
+            raise KeyboardInterrupt
+        return reply
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tiny_config(tmp_path, checkpoint_every=100), fault=fault)
+    run = tmp_path / "run"
+    assert json.loads((run / "run.json").read_text())["completed_rounds"] == 2
+    assert checkpoint.newest(run / "checkpoints").name == "round-0002"
+    resumed = tiny_run(tiny_config(tmp_path, resume=str(run)))
+    assert events(resumed, "run_started")[-1]["first_round"] == 3
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3)])

@@ -2,18 +2,22 @@
 
 import json
 import shutil
+import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from flwr.app import Message
 
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.errors import ArtefactError, ConfigError
+from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
 from pluralllm_fl.federation import checkpoint
+from pluralllm_fl.federation.session import run_federation
 from tests.integration.inprocess import (
     GROUPS,
     InProcessGrid,
+    TinyModel,
     events,
     final_arrays,
     tiny_app,
@@ -219,6 +223,98 @@ def test_other_data_or_groups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset = .*fingerprint"):
         tiny_run(config, fault=fault)
     tiny_run(config)
+
+
+def _with_other_groups(config: RunConfig) -> None:
+    groups = tuple(g.replace("Aland", "Atlantis") for g in GROUPS)
+    tiny_run(config, grid=InProcessGrid(tiny_app(groups), len(GROUPS)))
+
+
+def _with_other_data(config: RunConfig) -> None:
+    def fault(request: Message, reply: Message, _: int) -> Message:
+        if request.metadata.message_type == "query":
+            reply.content["roster"]["fingerprint"] = "other data"
+        return reply
+
+    tiny_run(config, fault=fault)
+
+
+def _with_a_node_too_few(config: RunConfig) -> None:
+    tiny_run(config, grid=InProcessGrid(tiny_app(), len(GROUPS) - 1))
+
+
+def _with_another_model(config: RunConfig) -> None:
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+    run_federation(grid, config, lambda _, __: TinyModel(9), lambda c, _: c.learning_rate)
+
+
+def _interrupted_at_the_roster(config: RunConfig) -> None:
+    def fault(*_: object) -> Message:
+        raise KeyboardInterrupt
+
+    tiny_run(config, fault=fault)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "refusal"),
+    [
+        (_with_other_groups, ConfigError),
+        (_with_other_data, ConfigError),
+        (_with_a_node_too_few, FederationError),
+        (_with_another_model, ConfigError),
+        (_interrupted_at_the_roster, KeyboardInterrupt),
+    ],
+)
+def test_refused_resume_leaves_a_completed_run_as_it_was(
+    tmp_path: Path, attempt: Callable[[RunConfig], None], refusal: type[BaseException]
+) -> None:
+    run = tiny_run(tiny_config(tmp_path))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(refusal):
+        attempt(tiny_config(tmp_path, resume=str(run), num_server_rounds=6))
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    tiny_run(tiny_config(tmp_path, resume=str(run), num_server_rounds=6))
+    assert json.loads((run / "run.json").read_text())["completed_rounds"] == 6
+
+
+def test_tracker_that_is_not_installed_refuses_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(tiny_config(tmp_path))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="wandb"):
+        tiny_run(tiny_config(tmp_path, resume=str(run), num_server_rounds=6, trackers="wandb"))
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("key", "strict", "lenient"), [("min_nodes", 4, 3), ("max_update_norm", 1e-9, 1e3)]
+)
+def test_limits_on_replies_may_be_eased_on_resume(
+    tmp_path: Path, key: str, strict: float, lenient: float
+) -> None:
+    """The error that stops a run advises just that."""
+
+    def fault(request: Message, reply: Message, partition: int) -> Message | None:
+        bad = request.metadata.message_type == "train" and partition == 1
+        return None if bad and key == "min_nodes" else reply
+
+    limits = {"round_retries": 0, "round_timeout": 1.0, "join_timeout": 1.0}
+    with pytest.raises(FederationError, match="good replies"):
+        tiny_run(tiny_config(tmp_path, **limits, **{key: strict}), fault=fault)
+    run = tmp_path / "run"
+    tiny_run(tiny_config(tmp_path, resume=str(run), **limits, **{key: lenient}), fault=fault)
+    assert json.loads((run / "run.json").read_text())["status"] == "completed"
+
+
+def test_other_folders_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    run = crashed(tiny_config(tmp_path), 3)
+    for name in ("round-0001.bak", "round-old"):
+        (run / "checkpoints" / name).mkdir()
+    tiny_run(tiny_config(tmp_path, resume=str(run)))
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["round-0001.bak", "round-0003", "round-0004", "round-old"]
 
 
 def test_resume_file_holds_the_runs_settings(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The roster: who takes part, and the errors before anything is trained."""
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -141,6 +142,81 @@ def test_a_nodes_reason_reaches_the_user(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "1 node(s) cannot take part: /data/answers.jsonl is missing: check dataset-path."
     )
+
+
+def _broken_query(request: Message, reply: Message, partition: int) -> Message:
+    """Answer as deployed nodes do, one of which ("Cascadia", which trains) cannot take part."""
+    if request.metadata.message_type != "query":
+        return reply
+    if partition == 2:
+        return Message(Error(2, "<class 'pluralllm_fl.errors.DatasetError'>:<'no data'>"),
+                       reply_to=request)  # fmt: skip
+    return deployed(reply, partition)
+
+
+def test_broken_node_is_left_out_of_a_deployment_with_enough_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="flwr.pluralllm_fl"):
+        run = tiny_run(tiny_config(tmp_path, expected_nodes=4), fault=_broken_query)
+    assert "1 node(s) are left out: no data" in caplog.text
+    groups = [node["group"] for node in events(run, "roster")[0]["nodes"]]
+    assert groups == ["Aland", "Borduria", "Drusselstein", "Elbonia"]
+    assert events(run)[-1]["status"] == "completed"
+
+
+def test_broken_node_ends_a_run_that_needs_it(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="cannot take part: no data"):
+        tiny_run(tiny_config(tmp_path, expected_nodes=5), fault=_broken_query)
+
+    def simulated(request: Message, reply: Message, partition: int) -> Message:
+        return _broken_query(request, reply, partition) if partition == 2 else reply
+
+    with pytest.raises(FederationError, match="cannot take part: no data"):
+        tiny_run(tiny_config(tmp_path, run_name="b", expected_nodes=4), fault=simulated)
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        ({"unseen_groups": "Aland"}, "'Aland' is in unseen-groups but its node wants to train"),
+        ({"seen_groups": "Alland;Borduria"}, "no node holds: 'Alland' Did you mean 'Aland'"),
+        ({"unseen_groups": "Zzz"}, r"no node holds: 'Zzz'\. Joined: Aland, Borduria"),
+    ],
+)
+def test_groups_and_roles_must_be_those_of_the_lists(
+    tmp_path: Path, lists: dict[str, str], words: str
+) -> None:
+    with pytest.raises(FederationError, match=words):
+        tiny_run(tiny_config(tmp_path, **lists))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_an_organisation_may_opt_out_of_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lists = {"seen_groups": "Aland;Borduria;Elbonia", "num_server_rounds": 1}
+    with caplog.at_level(logging.WARNING, logger="flwr.pluralllm_fl"):
+        run = tiny_run(tiny_config(tmp_path, **lists))
+    assert "Group 'Elbonia' is in seen-groups but its node is evaluate-only" in caplog.text
+    assert "Elbonia" not in events(run, "round")[0]["by_group"]
+
+
+@pytest.mark.parametrize(("partition", "trains"), [(1, True), (0, False)])
+def test_training_node_needs_training_questions(
+    tmp_path: Path, partition: int, trains: bool
+) -> None:
+    def change(reply: Message, index: int) -> Message:
+        if index == partition:
+            reply.content["metrics"]["train-questions"] = 0
+        return reply
+
+    config = tiny_config(tmp_path, num_server_rounds=1)
+    if trains:
+        with pytest.raises(FederationError, match=r"left of: Drusselstein\. Lower test-fraction"):
+            tiny_run(config, fault=on_query(change))  # type: ignore[arg-type]
+    else:
+        tiny_run(config, fault=on_query(change))  # type: ignore[arg-type]
 
 
 def test_unreadable_introduction(tmp_path: Path) -> None:

@@ -154,6 +154,19 @@ def test_first_and_last_model_are_evaluated_on_everyone(tmp_path: Path) -> None:
     assert counts == [5, 2, 2, 2, 5]
 
 
+def test_early_stopping_compares_the_same_groups_in_every_round(tmp_path: Path) -> None:
+    for fraction in (0.0, 0.4):
+        config = tiny_config(
+            tmp_path / str(fraction),
+            strategy_args=json.dumps({"fraction_evaluate": fraction, "min_evaluate_nodes": 1}),
+            early_stopping_patience=9,
+        )
+        evaluations = events(tiny_run(config), "evaluation")
+        assert [sorted(e["seen"]["by_group"]) for e in evaluations] == [SEEN] * 5
+        assert None not in {e["validation_alignment"] for e in evaluations}
+        assert any(e["unseen"] is None for e in evaluations)
+
+
 def test_early_stopping_watches_seen_groups_and_restores_the_best(tmp_path: Path) -> None:
     # Alignment of seen groups peaks in round 2; that of the unseen group only rises.
     seen = {0: 0.5, 1: 0.6, 2: 0.8, 3: 0.7, 4: 0.75, 5: 0.9}

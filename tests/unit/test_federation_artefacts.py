@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pluralllm_fl.artefacts import RunDirectory, write_atomic, write_directory
+from pluralllm_fl.artefacts import RunDirectory, new_run_name, write_atomic, write_directory
+from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.federation import checkpoint
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
@@ -116,6 +117,29 @@ def test_many_rounds_sort_by_number(tmp_path: Path) -> None:
     for server_round in (9_999, 10_000):
         checkpoint.write(tmp_path, some_checkpoint(3, server_round))
     assert checkpoint.newest(tmp_path).name == "round-10000"
+
+
+def test_only_folders_named_like_checkpoints_count(tmp_path: Path) -> None:
+    for name in ("round-0009.bak", "round-", "round-x"):
+        (tmp_path / name).mkdir()
+    checkpoint.write(tmp_path, some_checkpoint(3))
+    assert checkpoint.newest(tmp_path).name == "round-0001"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "start"),
+    [("/x/my answers.csv", "my-answers-20"), ("opinionqa", "opinionqa-20"), ("/x/-.-", "run-20")],
+)
+def test_new_run_name_is_a_free_plain_name(tmp_path: Path, dataset: str, start: str) -> None:
+    values = {"dataset": dataset, "output-dir": str(tmp_path), "seed": 4}
+    config = RunConfig.from_run_config(default_run_config() | values)
+    names = set()
+    for _ in range(5):
+        name = new_run_name(config)
+        (tmp_path / name).mkdir()
+        names.add(name)
+    assert len(names) == 5
+    assert all(n.startswith(start) and "-seed4" in n and Path(n).name == n for n in names)
 
 
 def test_events_of_later_rounds_are_dropped(tmp_path: Path) -> None:
