@@ -67,34 +67,34 @@ def interval(values: list[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": values}
 
 
+def compare(results: dict[str, list[dict[str, Any]]], name: str) -> dict[str, Any]:
+    """Return one measure of every recipe, and their paired difference if both ran."""
+    values = {recipe: [measure(run, name) for run in runs] for recipe, runs in results.items()}
+    row = {recipe: interval(of_recipe) for recipe, of_recipe in values.items()}
+    if len(values) == 2:
+        pairs = zip(values["default"], values["published"], strict=True)
+        row["default - published"] = interval([ours - theirs for ours, theirs in pairs])
+    return row
+
+
 def main() -> None:
     """Run all seeds of all recipes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    results: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in RECIPES}
+    results: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in arguments.recipes}
     for seed in range(arguments.seeds):
-        for recipe, options in RECIPES.items():
+        for recipe in arguments.recipes:
             with tempfile.TemporaryDirectory() as folder:
-                results[recipe].append(run(arguments.dataset, seed, options, Path(folder)))
+                results[recipe].append(run(arguments.dataset, seed, RECIPES[recipe], Path(folder)))
             print(
                 recipe, seed, f"{measure(results[recipe][-1], 'unseen alignment'):.4f}", flush=True
             )
-    table = {
-        name: {
-            **{r: interval([measure(run, name) for run in runs]) for r, runs in results.items()},
-            "default - published": interval(
-                [
-                    measure(ours, name) - measure(theirs, name)
-                    for ours, theirs in zip(results["default"], results["published"], strict=True)
-                ]
-            ),
-        }
-        for name in MEASURES
-    }
-    columns = [*RECIPES, "default - published"]
+    table = {name: compare(results, name) for name in MEASURES}
+    columns = list(next(iter(table.values())))
     print("| measure | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     for name, row in table.items():
         cells = [f"{c['mean']:.4f} ({c['low']:.4f} to {c['high']:.4f})" for c in row.values()]
