@@ -92,12 +92,13 @@ class _Simulation:
         self.log = Path(config.output_dir) / f"{config.run_name}.flower.log"
 
     def run(self) -> None:
-        from pluralllm_fl.federation import checkpoint, strategies
+        from pluralllm_fl.federation import checkpoint, strategies, trackers
         from pluralllm_fl.preferences import split_groups
         from pluralllm_fl.workspace import read_dataset, require_questions
 
         config = self.config
         _find_own_strategy(config.strategy)
+        trackers.require_packages(config)
         if config.resume:
             checkpoint.read(checkpoint.newest(self.folder / "checkpoints"))
         dataset = read_dataset(config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,24 @@ def build(folder: Path, config: RunConfig) -> list[Callback]:
     ConfigError
         If a tracker's package is not installed.
     """
-    kinds = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+    kinds: dict[str, Callable[[Path, RunConfig], Callback]] = {
+        "tensorboard": TensorBoard,
+        "mlflow": MLflow,
+        "wandb": WandB,
+    }
     return [kinds[name](folder, config) for name in split_names(config.trackers)]
+
+
+def require_packages(config: RunConfig) -> None:
+    """Check before a run that the trackers' packages are there.
+
+    Raises
+    ------
+    ConfigError
+        If one is not installed.
+    """
+    for name in split_names(config.trackers):
+        _require(name, name)  # trackers are named after their packages
 
 
 def scalars(event: Event) -> Iterator[tuple[str, float]]:
@@ -46,7 +63,7 @@ def scalars(event: Event) -> Iterator[tuple[str, float]]:
                 yield f"{key}_groups/{group}", float(number)
 
 
-class _Tracker(Callback):
+class _Tracker(Callback, ABC):
     def on_event(self, loop: RoundLoop, event: Event) -> None:
         """Forward numbers; close at the end of the run."""
         del loop
@@ -55,13 +72,13 @@ class _Tracker(Callback):
         if event["event"] == "run_finished":
             self.close()
 
+    @abstractmethod
     def log(self, values: dict[str, float], step: int) -> None:
         """Write the values of one round."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Flush and release."""
-        raise NotImplementedError
 
 
 class TensorBoard(_Tracker):
@@ -150,5 +167,6 @@ def _require(module: str, extra: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"trackers = '{extra}' needs a package that is not installed ({error}). "
-            f"Run: pip install 'pluralllm-fl[{extra}]'."
+            f"Run: pip install 'pluralllm-fl[{extra}]', or in a checkout pip install -e "
+            f"'.[{extra}]'."
         ) from None

@@ -29,6 +29,16 @@ def _wide_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def test_a_missing_tracker_is_found_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    result = invoke("simulate", *SMALL, "--set", "trackers=wandb", "--output-dir", "out")
+    assert result.exit_code == 2
+    assert "pip install 'pluralllm-fl[wandb]'" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def invoke(*arguments: str) -> Result:
     result = CliRunner().invoke(app, list(arguments))
     assert "Traceback" not in result.output
