@@ -144,7 +144,7 @@ class PrivateSuperLink:
     def _follow(
         self, process: "subprocess.Popen[bytes]", log: Path, tick: Callable[[], None]
     ) -> Outcome:
-        """Wait for the end of the log stream, then ask for the true status (see fact 3, §9)."""
+        """Wait for the end of the log, then ask how the run ended: `flwr run` exits 0 anyway."""
         while True:
             while process.poll() is None:
                 if self._watchdog.poll() is not None:
