@@ -66,7 +66,9 @@ def test_a_wrong_node_config_is_named(answers: Path, change: dict[str, str], mes
 def test_simulated_nodes_are_the_sorted_seen_then_unseen_groups() -> None:
     groups = [
         LocalNode.from_context(
-            context({"partition-id": i, "num-partitions": 4}, synthetic_groups=4)
+            context(
+                {"partition-id": i, "num-partitions": 4}, synthetic_groups=4, unseen_fraction=0.25
+            )
         )
         for i in range(4)
     ]
