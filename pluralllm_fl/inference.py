@@ -8,7 +8,6 @@ array([0.41, 0.59])
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from pluralllm_fl.evaluation import evaluate_group, split_blocks
 from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.preferences import Question
+from pluralllm_fl.runs import read_json
 from pluralllm_fl.workspace import open_workspace
 
 Answers = Mapping[tuple[str, tuple[str, ...]], Sequence[float]]
@@ -146,15 +146,17 @@ def run_config(run: Path) -> RunConfig:
     ArtefactError
         When run.json is missing or damaged.
     """
-    try:
-        values = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
-        return RunConfig.from_run_config(values)
-    except FileNotFoundError:
-        raise ArtefactError(f"{run} is not a run directory: run.json is missing.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    return RunConfig.from_run_config(_recorded(run, "config", dict))
+
+
+def _recorded(run: Path, key: str, kind: type) -> Any:
+    """Return one entry of run.json, or say that the file is missing or damaged."""
+    value = read_json(run / "run.json").get(key)
+    if not isinstance(value, kind):
         raise ArtefactError(
-            f"{run / 'run.json'} is damaged ({error!r}). Restore it from a copy, or train again."
-        ) from None
+            f"{run / 'run.json'} is damaged: it holds no {key}. Restore it from a copy."
+        )
+    return value
 
 
 def predict_distribution(
@@ -228,7 +230,7 @@ def evaluate_run(
     predictor = PreferencePredictor.from_pretrained(run / "model")
     require_same_embedding(predictor, workspace.embedding_fingerprint)
     predictor.to(workspace.vectors.device)
-    participants = _participants(run) if dataset == trained.dataset else frozenset()
+    participants = set(_recorded(run, "seen", list)) if dataset == trained.dataset else set()
     chosen = groups or tuple(g for g in workspace.groups if g not in participants)
     if not chosen:
         raise ConfigError(f"Every group of {dataset} took part in training; name some with groups.")
@@ -246,8 +248,3 @@ def evaluate_run(
         "unseen": {g: score for g, score in scores.items() if g not in participants},
     }
     return {side: split_blocks(of_side) for side, of_side in sides.items() if of_side}
-
-
-def _participants(run: Path) -> frozenset[str]:
-    """Return the groups that a run trained on."""
-    return frozenset(json.loads((run / "run.json").read_text(encoding="utf-8"))["seen"])
