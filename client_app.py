@@ -18,13 +18,19 @@ def query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the received predictor on this node's group; reply with arrays and metrics."""
-    content = message.content
+    """Train the received predictor on this node's group; reply with arrays and metrics.
+
+    When asked for, the scores of the predictor as received ride on the reply.
+    """
+    arrays = message.content.array_records["arrays"]
+    orders = message.content.config_records["config"]
     with discreet(context):
-        arrays, metrics = LocalNode.from_context(context).train(
-            content.array_records["arrays"], content.config_records["config"]
-        )
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+        node = LocalNode.from_context(context)
+        update, metrics = node.train(arrays, orders)
+        reply = RecordDict({"arrays": update, "metrics": metrics})
+        if orders.get("evaluate"):
+            reply["evaluation"] = node.evaluate(arrays, orders)
+    return Message(reply, reply_to=message)
 
 
 @app.evaluate()

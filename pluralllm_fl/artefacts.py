@@ -33,6 +33,11 @@ class RunDirectory:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What nodes are told of the run: its folder's name, and an id that outlives renaming."""
+        return {"run": self.path.name, "run-id": str(self.run.get("id", self.path.name))}
+
     @classmethod
     def create(cls, path: Path) -> Self:
         """Make a new run directory.
@@ -97,16 +102,24 @@ class RunDirectory:
             raise _cannot_write(self.metrics, error) from None
 
     def rewind_events(self, last_round: int) -> None:
-        """Drop events of rounds after ``last_round``, of the old end and a torn last line."""
+        """Drop what a run resumed after ``last_round`` does again.
+
+        That is: later rounds, the evaluation of ``last_round`` where it came with the training of
+        the next round, the old end, and a torn last line.
+        """
         if not self.metrics.is_file():
             return
-        kept = []
+        kept: list[bytes] = []
+        saved = False
         for line in self.metrics.read_bytes().splitlines(keepends=True):
             try:
                 event = json.loads(line)
             except ValueError:
                 break
-            if event["event"] != "run_finished" and event.get("round", 0) <= last_round:
+            kind, number = event["event"], event.get("round", 0)
+            again = number > last_round or (saved and (kind, number) == ("evaluation", last_round))
+            saved = saved or (kind, number) == ("checkpoint", last_round)
+            if kind != "run_finished" and not again:
                 kept.append(line)
         write_atomic(self.metrics, b"".join(kept))
 
@@ -126,7 +139,7 @@ def new_run_name(config: RunConfig) -> str:
     return free
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file so that readers see the old or the new content, never a part.
 
     Raises
@@ -143,7 +156,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:

@@ -62,8 +62,10 @@ class RunConfig:
     round_timeout: float
     round_retries: int
     max_update_norm: float
+    update_dtype: Literal["float32", "bfloat16", "int8"]
     evaluate_every: int
     context_questions: int
+    evaluate_with_training: bool
     seed: int
     output_dir: str
     run_name: str

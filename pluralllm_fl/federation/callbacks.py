@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pluralllm_fl.artefacts import Event, RunDirectory
 from pluralllm_fl.federation import checkpoint, strategy_state
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
 from pluralllm_fl.federation.records import Arrays
+from pluralllm_fl.federation.roster import Roster
 
 if TYPE_CHECKING:
     from pluralllm_fl.federation.loop import RoundLoop
@@ -47,6 +49,24 @@ class MetricsLog(Callback):
                 if event[side]
             ]
             logger.info("Round %d/%d: alignment %s", event["round"], total, ", ".join(parts))
+
+
+class Membership(Callback):
+    """Write down who takes part when a node joins late, so that a resumed run waits for it.
+
+    Parameters
+    ----------
+    keep : callable
+        Stores a roster.
+    """
+
+    def __init__(self, keep: Callable[[Roster], None]) -> None:
+        self.keep = keep
+
+    def on_event(self, loop: RoundLoop, event: Event) -> None:
+        """Store the new roster."""
+        if event["event"] == "node_joined":
+            self.keep(loop.grid.roster)
 
 
 class EarlyStopping(Callback):

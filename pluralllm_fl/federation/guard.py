@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from pluralllm_fl.errors import FederationError
+from pluralllm_fl.federation.probe import GONE, Probes
 from pluralllm_fl.federation.records import count_bytes
 from pluralllm_fl.federation.roster import Node, Roster, pause, reason_of
 
@@ -26,6 +27,7 @@ class Outcome:
     node: Node
     content: RecordDict | None = None
     problem: str = ""
+    unreachable: bool = True
 
 
 class GuardedGrid(Grid):
@@ -42,6 +44,7 @@ class GuardedGrid(Grid):
         self.timeout = timeout
         self.bytes_up = 0
         self.bytes_down = 0
+        self.resent: list[str] = []
         self._train = True
         self._looks = 0
 
@@ -70,19 +73,21 @@ class GuardedGrid(Grid):
         outcomes.sort(key=lambda outcome: outcome.node.group)
         pending = self._push(outcomes)
         deadline = time.monotonic() + self.timeout
+        probes = None if self.roster.simulated else Probes(self.inner)
         delay = 0.02
         while pending and time.monotonic() < deadline:
-            replies = list(self.inner.pull_messages(set(pending)))
-            for reply in replies:
-                outcome = pending.pop(reply.metadata.reply_to_message_id, None)
-                if outcome is not None:
-                    self._take(outcome, reply)
-            delay = 0.02 if replies else min(delay * 1.5, 1.0)
+            if probes is not None:
+                pending = self._probe(probes, pending)
+            delay = 0.02 if self._pull(pending) else min(delay * 1.5, 1.0)
             if pending:
                 pause(delay)
         for outcome in pending.values():
             outcome.problem = f"no reply within round-timeout = {self.timeout:g} s"
         return outcomes
+
+    def admit(self, seen: Sequence[str], unseen: Sequence[str]) -> list[Node]:
+        """Take nodes that joined late into the roster; only between rounds, as ranks change."""
+        return [] if self.roster.simulated else self.roster.admit(self.inner, seen, unseen)
 
     def await_nodes(self, groups: Iterable[str], seconds: float) -> None:
         """Wait until the nodes of these groups are online, at most this long."""
@@ -96,7 +101,8 @@ class GuardedGrid(Grid):
 
     def _node(self, message: Message) -> Node:
         rank = message.metadata.dst_node_id
-        if rank not in self.roster.ranks(train=self._train):
+        scored = message.metadata.message_type.startswith(MessageType.EVALUATE)
+        if rank not in self.roster.ranks(train=self._train and not scored):
             raise FederationError(f"The strategy addressed node {rank}, which may not take part.")
         return self.roster.nodes[rank - 1]
 
@@ -127,9 +133,33 @@ class GuardedGrid(Grid):
                 outcome.problem = "the SuperLink did not take the message"
         return pending
 
+    def _pull(self, pending: dict[str, Outcome]) -> bool:
+        """Take in the replies that came; True if there were some."""
+        replies = list(self.inner.pull_messages(set(pending)))
+        for reply in replies:
+            outcome = pending.pop(reply.metadata.reply_to_message_id, None)
+            if outcome is not None:
+                self._take(outcome, reply)
+        return bool(replies)
+
+    def _probe(self, probes: Probes, pending: dict[str, Outcome]) -> dict[str, Outcome]:
+        """Send again what restarted nodes lost; return the messages that are now pending."""
+        for message_id in pending:
+            probes.watch(message_id)
+        probes.send((message_id, o.node.node_id) for message_id, o in pending.items())
+        if not (suspects := probes.answered()):
+            return pending
+        while self._pull(pending):
+            pass
+        lost = [pending.pop(message_id) for message_id in suspects if message_id in pending]
+        for outcome in lost:
+            self.resent.append(outcome.node.group)
+        return pending | self._push(lost)
+
     def _take(self, outcome: Outcome, reply: Message) -> None:
         if reply.has_error():
             outcome.problem = reason_of(reply)
+            outcome.unreachable = reply.error.code in GONE
         else:
             outcome.content = reply.content
             self.bytes_up += count_bytes(reply.content)

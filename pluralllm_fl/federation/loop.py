@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pluralllm_fl.federation.strategies import innermost, is_private
 logger = logging.getLogger("flwr.pluralllm_fl")
 
 LearningRate = Callable[[RunConfig, int], float]
+Replies = list[tuple[Outcome, RecordDict]]
 
 
 class RoundLoop:
@@ -41,6 +42,8 @@ class RoundLoop:
         ``(config, round) -> learning rate`` of a round.
     callbacks : sequence of Callback
         Called in this order.
+    identity : mapping of str to str
+        ``run``, the name of the run's folder, and ``run-id``, under which nodes keep their state.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class RoundLoop:
         progress: Progress,
         learning_rate_at: LearningRate,
         callbacks: Sequence[Callback],
+        identity: Mapping[str, str],
     ) -> None:
         self.grid = grid
         self.strategy = strategy
@@ -58,10 +62,12 @@ class RoundLoop:
         self.progress = progress
         self.learning_rate_at = learning_rate_at
         self.callbacks = callbacks
+        self.identity = identity
         self.stop = False
         self.finished = False
         self.fresh = progress.evaluation is None and progress.round == 0
         self._dropped: dict[str, str] = {}
+        self._absent: set[str] = set()
         self._weight_key = str(getattr(innermost(strategy), "weighted_by_key", "num-examples"))
 
     def run(self) -> None:
@@ -72,16 +78,18 @@ class RoundLoop:
         FederationError
             If a round has too few good replies after its retries, or the strategy fails.
         """
-        rounds = self.config.num_server_rounds
+        rounds, every = self.config.num_server_rounds, self.config.evaluate_every
+        apart = not self.config.evaluate_with_training
         if self.fresh:
-            self.evaluate(0)
+            if apart:
+                self.evaluate(0)
             self._end_round()
         for server_round in range(self.progress.round + 1, rounds + 1):
             if self.stop:
                 break
             self.train(server_round)
             self.progress.round = server_round
-            if server_round % self.config.evaluate_every == 0 or server_round == rounds:
+            if server_round == rounds or (apart and server_round % every == 0):
                 self.evaluate(server_round)
             self._end_round()
         if not self.progress.aggregated_rounds:
@@ -110,8 +118,14 @@ class RoundLoop:
         return record
 
     def train(self, server_round: int) -> None:
-        """Run one training round on the global model."""
+        """Run one training round on the global model.
+
+        With ``evaluate-with-training`` it also brings the scores of the model that comes in.
+        """
         start = time.monotonic()
+        self._admit(server_round)
+        riding = self._rides(server_round)
+        passengers = self._evaluation_messages(server_round - 1) if riding else []
         rate = self.learning_rate_at(self.config, server_round)
         config = ConfigRecord(
             {
@@ -119,13 +133,26 @@ class RoundLoop:
                 "learning-rate": rate,
                 "local-steps": self.config.local_steps,
                 "seed": self.config.seed,
+                "update-dtype": self.config.update_dtype,
+                **self.identity,
             }
         )
+        if riding:
+            config["evaluate"] = True
+            config["context-questions"] = self.config.context_questions
         self.grid.open_phase(train=True)
         messages = self._configure("train", server_round, config)
-        replies = self._gather(
-            messages, server_round, train=True, attempts=1 + self.config.round_retries
+        trained = {message.metadata.dst_node_id for message in messages}
+        passengers = [m for m in passengers if m.metadata.dst_node_id not in trained]
+        replies, scores = self._gather(
+            messages,
+            server_round,
+            train=True,
+            attempts=1 + self.config.round_retries,
+            passengers=passengers,
         )
+        if riding:
+            self._score(server_round - 1, scores, {"seconds": 0.0, "bytes_up": 0, "bytes_down": 0})
         by_group = {
             o.node.group: results.training(content, self._weight_key) for o, content in replies
         }
@@ -143,6 +170,22 @@ class RoundLoop:
         """Evaluate the global model on the nodes that the strategy picks and on `_required`."""
         start = time.monotonic()
         last = server_round in (0, self.config.num_server_rounds) or everyone
+        messages = self._evaluation_messages(server_round, everyone=last)
+        replies, _ = self._gather(
+            messages, server_round, train=False, attempts=2 if last and server_round else 1
+        )
+        self._score(server_round, replies, self._account(start))
+
+    def _rides(self, server_round: int) -> bool:
+        """Return whether the model that comes into this round is evaluated by its messages."""
+        before, last = server_round - 1, self.progress.evaluation
+        return (
+            self.config.evaluate_with_training
+            and before % self.config.evaluate_every == 0
+            and (last is None or last["round"] != before)
+        )
+
+    def _evaluation_messages(self, server_round: int, *, everyone: bool = False) -> list[Message]:
         config = ConfigRecord(
             {
                 "server-round": server_round,
@@ -153,24 +196,31 @@ class RoundLoop:
         self.grid.open_phase(train=False)
         messages = self._configure("evaluate", server_round, config)
         asked = {message.metadata.dst_node_id for message in messages}
-        if missing := [rank for rank in self._required(everyone=last) if rank not in asked]:
+        required = self._required(everyone=everyone or server_round == 0)
+        if missing := [rank for rank in required if rank not in asked]:
             content = RecordDict({"arrays": to_record(self.progress.arrays), "config": config})
             messages += [
                 Message(content, dst_node_id=rank, message_type=MessageType.EVALUATE)
                 for rank in missing
             ]
-        replies = self._gather(
-            messages, server_round, train=False, attempts=2 if last and server_round else 1
-        )
+        return messages
+
+    def _score(self, server_round: int, replies: Replies, account: Event) -> None:
+        """Hand the scores of the global model to the strategy and to the callbacks."""
         if replies:
             self._call("aggregate_evaluate", server_round, [_reply(o, c) for o, c in replies])
         scores = {o.node.group: c.metric_records["metrics"] for o, c in replies}
         self.progress.evaluation = self.emit(
             "evaluation",
             round=server_round,
-            **self._account(start),
+            **account,
             **results.evaluation(scores, self.grid.roster),
         )
+
+    def _admit(self, server_round: int) -> None:
+        for node in self.grid.admit(self.config.seen, self.config.unseen):
+            self.emit("node_joined", round=server_round, group=node.group, role=node.role,
+                      questions=node.questions)  # fmt: skip
 
     def _required(self, *, everyone: bool) -> list[int]:
         """Return the ranks to evaluate whatever the strategy's fraction_evaluate.
@@ -189,26 +239,35 @@ class RoundLoop:
             return list(self._call(hook, server_round, record, config, self.grid))
 
     def _gather(
-        self, messages: list[Message], server_round: int, *, train: bool, attempts: int
-    ) -> list[tuple[Outcome, RecordDict]]:
+        self,
+        messages: list[Message],
+        server_round: int,
+        *,
+        train: bool,
+        attempts: int,
+        passengers: Sequence[Message] = (),
+    ) -> tuple[Replies, Replies]:
         """Exchange messages until enough good replies are there.
 
         A retry asks again only the nodes without a good reply: nodes keep no state, so a second
-        answer of the others would be the same.
+        answer of the others would be the same. The second list returned holds the evaluation
+        replies of ``passengers``, which are asked once, and those that rode on training replies.
         """
         needed = min(self.config.min_nodes, len(messages)) if train else len(messages)
-        good: list[tuple[Outcome, RecordDict]] = []
+        good: Replies = []
+        scored: dict[str, tuple[Outcome, RecordDict]] = {}
         for attempt in range(attempts):
             if attempt:
-                if train:
-                    self.emit("round_retried", round=server_round, attempt=attempt,
-                              good=len(good), needed=needed)  # fmt: skip
-                done = {id(outcome.message) for outcome, _ in good}
-                messages = [m for m in messages if id(m) not in done]
-                nodes = self.grid.roster.nodes
-                missing = [nodes[m.metadata.dst_node_id - 1].group for m in messages]
-                self.grid.await_nodes(missing, self.config.join_timeout)
-            good += self._checked(self.grid.exchange(messages), server_round, train=train)
+                messages = self._still_missing(messages, good, attempt, needed, server_round, train)
+            own = {id(message) for message in messages}
+            outcomes = self.grid.exchange([*messages, *passengers])
+            self._tell(outcomes, server_round)
+            asked = [outcome for outcome in outcomes if id(outcome.message) in own]
+            riders = [o for o in outcomes if id(o.message) not in own] + _ridden(asked)
+            for outcome, content in self._checked(riders, server_round - 1, train=False):
+                scored[outcome.node.group] = (outcome, content)
+            passengers = ()
+            good += self._checked(asked, server_round, train=train)
             good = self._consistent(good, server_round, train=train)
             if len(good) >= needed:
                 break
@@ -218,11 +277,30 @@ class RoundLoop:
                 f"(min-nodes) after {attempts} attempt(s). Reasons: {self._reasons}. Mend these "
                 "nodes and resume, or lower min-nodes."
             )
-        return sorted(good, key=lambda pair: pair[0].node.group)
+        scores = self._consistent(list(scored.values()), server_round - 1, train=False)
+        return _by_group(good), _by_group(scores)
 
-    def _checked(
-        self, outcomes: list[Outcome], server_round: int, *, train: bool
-    ) -> list[tuple[Outcome, RecordDict]]:
+    def _still_missing(
+        self,
+        messages: list[Message],
+        good: Replies,
+        attempt: int,
+        needed: int,
+        server_round: int,
+        train: bool,
+    ) -> list[Message]:
+        """Return the messages without a good reply, once their nodes are online again."""
+        if train:
+            self.emit("round_retried", round=server_round, attempt=attempt,
+                      good=len(good), needed=needed)  # fmt: skip
+        done = {id(outcome.message) for outcome, _ in good}
+        messages = [message for message in messages if id(message) not in done]
+        nodes = self.grid.roster.nodes
+        missing = [nodes[message.metadata.dst_node_id - 1].group for message in messages]
+        self.grid.await_nodes(missing, self.config.join_timeout)
+        return messages
+
+    def _checked(self, outcomes: list[Outcome], server_round: int, *, train: bool) -> Replies:
         good = []
         self._dropped = {}
         for outcome in outcomes:
@@ -235,6 +313,8 @@ class RoundLoop:
                         self.progress.arrays,
                         weight_key=self._weight_key,
                         max_update_norm=self.config.max_update_norm,
+                        update_dtype=self.config.update_dtype,
+                        sent=outcome.message.content.array_records.get("arrays"),
                     )
                     if train
                     else checks.evaluate_reply(outcome.content)
@@ -245,14 +325,22 @@ class RoundLoop:
             outcome.content = None  # free the arrays that were received
         return good
 
-    def _consistent(
-        self, good: list[tuple[Outcome, RecordDict]], server_round: int, *, train: bool
-    ) -> list[tuple[Outcome, RecordDict]]:
+    def _consistent(self, good: Replies, server_round: int, *, train: bool) -> Replies:
         expected = checks.TRAIN_KEYS if train else checks.EVALUATE_KEYS
         odd = checks.odd_keys({o.node.group: content for o, content in good}, expected)
         for group, reason in odd.items():
             self._drop(group, reason, server_round, train=train)
         return [(o, content) for o, content in good if o.node.group not in odd]
+
+    def _tell(self, outcomes: list[Outcome], server_round: int) -> None:
+        """Report nodes that were lost on the way and nodes that are back."""
+        while self.grid.resent:
+            self.emit("message_resent", round=server_round, group=self.grid.resent.pop(0))
+        answered = {outcome.node.group for outcome in outcomes if outcome.content is not None}
+        for group in sorted(answered & self._absent):
+            self.emit("node_back", round=server_round, group=group)
+        silent = {o.node.group for o in outcomes if o.content is None and o.unreachable}
+        self._absent = (self._absent - answered) | silent
 
     def _drop(self, group: str, reason: str, server_round: int, *, train: bool) -> None:
         self._dropped[group] = reason
@@ -318,6 +406,21 @@ class RoundLoop:
     def _end_round(self) -> None:
         for callback in self.callbacks:
             callback.on_round_end(self)
+
+
+def _by_group(replies: Replies) -> Replies:
+    return sorted(replies, key=lambda pair: pair[0].node.group)
+
+
+def _ridden(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Take the evaluation part out of training replies, as outcomes of its own."""
+    riders = []
+    for outcome in outcomes:
+        if outcome.content is not None and "evaluation" in outcome.content.metric_records:
+            metrics = outcome.content.metric_records.pop("evaluation")
+            content = RecordDict({"metrics": metrics})
+            riders.append(Outcome(outcome.message, outcome.node, content))
+    return riders
 
 
 def _reply(outcome: Outcome, content: RecordDict) -> Message:

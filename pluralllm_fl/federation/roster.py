@@ -10,15 +10,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from pluralllm_fl.errors import FederationError, nearest
+from pluralllm_fl.federation.probe import GONE
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
 ROLES = ("train", "evaluate")
-_GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,12 @@ class Roster:
     """The nodes of a run, sorted by group name; a node's rank (from 1) is its place here."""
 
     nodes: list[Node]
+    _strangers: "_Query | None" = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the nodes are partitions of one data set on the server's own machine."""
+        return bool(self.nodes[0].groups)
 
     @property
     def seen(self) -> list[str]:
@@ -75,22 +80,59 @@ class Roster:
 
     def refresh(self, grid: Grid) -> set[int]:
         """Find restarted nodes that came back with a new id; return the ids now online."""
-        online = set(grid.get_node_ids())
-        known = {node.node_id for node in self.nodes}
-        if not (online - known) or known <= online:
-            return online
+        online, query = self._meet(grid)
         lost = {n.group: i for i, n in enumerate(self.nodes) if n.node_id not in online}
-        query = _Query(grid)
         deadline = time.monotonic() + 30
-        while query.open(online - known) and time.monotonic() < deadline:
+        while lost and query.open(()) and time.monotonic() < deadline:
             pause()
-        for node in query.nodes.values():
+        for node in list(query.nodes.values()):
             place = lost.get(node.group)
-            old = None if place is None else self.nodes[place]
-            if place is not None and old is not None and node.fingerprint == old.fingerprint:
-                self.nodes[place] = replace(old, node_id=node.node_id)
-                logger.info("Node of group '%s' is back.", node.group)
+            if place is None or node.node_id not in online:
+                continue
+            if node.fingerprint != self.nodes[place].fingerprint:
+                self._refuse(node, "its data changed since the run began")
+                continue
+            self.nodes[place] = replace(self.nodes[place], node_id=node.node_id)
+            del query.nodes[node.node_id], lost[node.group]
+            logger.info("Node of group '%s' is back.", node.group)
         return online
+
+    def admit(self, grid: Grid, seen: Collection[str], unseen: Collection[str]) -> list[Node]:
+        """Take in nodes that joined after the run began; return them.
+
+        With lists of groups only those named in them may join.
+        """
+        online, query = self._meet(grid)
+        admitted = []
+        for node in list(query.nodes.values()):
+            if node.node_id not in online or node.group in {n.group for n in self.nodes}:
+                continue
+            try:
+                if (seen or unseen) and node.group not in {*seen, *unseen}:
+                    raise FederationError("it is neither in seen-groups nor in unseen-groups.")
+                self.nodes = _checked([*self.nodes, node], unseen)
+            except FederationError as error:
+                self._refuse(node, str(error))
+                continue
+            del query.nodes[node.node_id]
+            admitted.append(node)
+            logger.info("Node of group '%s' joined.", node.group)
+        query.errors.clear()  # whoever mends a refused node is asked again
+        return admitted
+
+    def _meet(self, grid: Grid) -> tuple[set[int], "_Query"]:
+        """Return the ids now online and the introductions of nodes that are not in the roster."""
+        if self._strangers is None:
+            self._strangers = _Query(grid)
+        online = set(grid.get_node_ids())
+        self._strangers.open(online - {node.node_id for node in self.nodes})
+        return online, self._strangers
+
+    def _refuse(self, node: Node, reason: str) -> None:
+        assert self._strangers is not None
+        del self._strangers.nodes[node.node_id]
+        self._strangers.errors[node.node_id] = reason
+        logger.warning("Node of group '%s' cannot take part: %s", node.group, reason)
 
 
 def collect(
@@ -141,7 +183,9 @@ def collect(
         if expected and len(nodes) >= expected and (late or not query.pending):
             if query.errors:
                 logger.warning("%d node(s) are left out: %s", len(query.errors), query.reasons)
-            return _checked(nodes, expected, seen, unseen)
+            _check_number(nodes, expected)
+            _check_lists(nodes, expected, seen, unseen)
+            return Roster(_checked(nodes, unseen))
         if late:
             raise FederationError(_missing(nodes, expected, join_timeout, query.reasons))
         pause()
@@ -209,7 +253,7 @@ class _Query:
     def _take(self, node_id: int, reply: Message) -> None:
         if reply.has_error():
             # A node that just left is still listed for a while; it is not an error.
-            if reply.error.code not in _GONE:
+            if reply.error.code not in GONE:
                 self.errors[node_id] = reason_of(reply)
             return
         try:
@@ -251,9 +295,17 @@ def _check_simulation(nodes: list[Node], expected_nodes: int) -> None:
             raise FederationError(_wrong_number(len(nodes), node.groups))
 
 
-def _checked(
-    nodes: list[Node], expected: int, seen: Collection[str], unseen: Collection[str]
-) -> Roster:
+def _check_number(nodes: list[Node], expected: int) -> None:
+    if len(nodes) > expected:
+        raise FederationError(
+            f"{len(nodes)} nodes joined but expected-nodes = {expected}: "
+            f"{', '.join(sorted(node.group for node in nodes))}. Set expected-nodes to "
+            f"{len(nodes)} or stop the others."
+        )
+
+
+def _checked(nodes: list[Node], unseen: Collection[str]) -> list[Node]:
+    """Return the nodes by group name if they can work together."""
     nodes = sorted(nodes, key=lambda node: node.group)
     counts = Counter(node.group for node in nodes)
     if twice := sorted(group for group, count in counts.items() if count > 1):
@@ -261,13 +313,12 @@ def _checked(
             f"Several nodes claim the same group: {', '.join(twice)}. Every node needs a group "
             "of its own: check --node-config of these nodes."
         )
-    if len(nodes) > expected:
-        raise FederationError(
-            f"{len(nodes)} nodes joined but expected-nodes = {expected}: "
-            f"{', '.join(node.group for node in nodes)}. Set expected-nodes to {len(nodes)} or "
-            "stop the others."
-        )
-    _check_lists(nodes, seen, unseen)
+    for node in nodes:
+        if node.role == "train" and node.group in unseen:
+            raise FederationError(
+                f"Group '{node.group}' is in unseen-groups but its node wants to train. Remove "
+                "role from its --node-config, or the group from unseen-groups."
+            )
     if idle := [n.group for n in nodes if n.role == "train" and not n.train_questions]:
         raise FederationError(
             f"No training questions are left of: {', '.join(idle)}. Lower test-fraction or "
@@ -283,23 +334,23 @@ def _checked(
             f"The nodes embed questions with different language models: {listed}. All nodes must "
             "use the same embedding-model."
         )
-    return Roster(nodes)
+    return nodes
 
 
-def _check_lists(nodes: list[Node], seen: Collection[str], unseen: Collection[str]) -> None:
-    joined = [node.group for node in nodes]
-    if absent := [group for group in (*seen, *unseen) if group not in joined]:
-        listed = ", ".join(f"'{group}'{nearest(group, joined)}" for group in absent)
+def _check_lists(
+    nodes: list[Node], expected: int, seen: Collection[str], unseen: Collection[str]
+) -> None:
+    joined, listed = [node.group for node in nodes], [*seen, *unseen]
+    absent = [group for group in listed if group not in joined]
+    # A federation that begins with fewer nodes than it lists takes the others in when they come.
+    later = len(listed) > expected and set(joined) <= set(listed)
+    if absent and not later:
+        names = ", ".join(f"'{group}'{nearest(group, joined)}" for group in absent)
         raise FederationError(
-            f"seen-groups or unseen-groups names groups that no node holds: {listed}. Joined: "
-            f"{', '.join(joined)}. Mend the lists or start these groups' nodes."
+            f"seen-groups or unseen-groups names groups that no node holds: {names}. Joined: "
+            f"{', '.join(sorted(joined))}. Mend the lists or start these groups' nodes."
         )
     for node in nodes:
-        if node.role == "train" and node.group in unseen:
-            raise FederationError(
-                f"Group '{node.group}' is in unseen-groups but its node wants to train. Remove "
-                "role from its --node-config, or the group from unseen-groups."
-            )
         if node.role == "evaluate" and node.group in seen:
             logger.warning(
                 "Group '%s' is in seen-groups but its node is evaluate-only: it will not train.",

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import logging
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from pluralllm_fl.federation.callbacks import (
     Callback,
     CheckpointWriter,
     EarlyStopping,
+    Membership,
     MetricsLog,
 )
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
@@ -43,6 +45,7 @@ FREE_ON_RESUME = frozenset(
     {
         "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
         "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
+        "evaluate-with-training",
         "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm",
     }
 )  # fmt: skip
@@ -128,7 +131,7 @@ class _Session:
         config, directory = self.config, self.directory
         roster = collect(
             self.grid,
-            expected_nodes=config.expected_nodes,
+            expected_nodes=self._expected_nodes,
             join_timeout=config.join_timeout,
             seen=config.seen,
             unseen=config.unseen,
@@ -140,7 +143,9 @@ class _Session:
         strategy, progress = self._state(roster, model)
         stopping, callbacks = self._callbacks()
         grid = GuardedGrid(self.grid, roster, config.round_timeout)
-        loop = RoundLoop(grid, strategy, config, progress, learning_rate_at, callbacks)
+        loop = RoundLoop(
+            grid, strategy, config, progress, learning_rate_at, callbacks, directory.identity
+        )
         self.loop = loop
         if self.start is not None and stopping is not None:
             stopping.load(self.start.stopping, self.start.best_arrays)
@@ -178,6 +183,13 @@ class _Session:
                 if status == "completed":
                     raise
                 logger.error("%s", problem)
+
+    @property
+    def _expected_nodes(self) -> int:
+        """Nodes to wait for; a resumed run needs also those that joined it late."""
+        if self.start is None or not self.config.expected_nodes:
+            return self.config.expected_nodes
+        return max(self.config.expected_nodes, len(self.directory.run["dataset"]["groups"]))
 
     @property
     def _first(self) -> int:
@@ -218,6 +230,9 @@ class _Session:
         else:
             self.directory.append_event({"event": "run_finished", "time": time.time(), **fields})
 
+    def _keep(self, roster: Roster) -> None:
+        self.directory.update_run(**_found(self.config, roster))
+
     def _callbacks(self) -> tuple[EarlyStopping | None, list[Callback]]:
         config = self.config
         if config.early_stopping_patience and not config.validation_fraction:
@@ -228,7 +243,7 @@ class _Session:
         patience = config.early_stopping_patience
         stopping = EarlyStopping(patience) if patience else None
         self.writer = CheckpointWriter(self.directory, config.checkpoint_every, stopping)
-        callbacks: list[Callback] = [MetricsLog(self.directory)]
+        callbacks: list[Callback] = [MetricsLog(self.directory), Membership(self._keep)]
         callbacks += trackers.build(self.directory.path, config)
         callbacks += [stopping] if stopping else []
         return stopping, [*callbacks, self.writer]
@@ -274,6 +289,7 @@ def _create(config: RunConfig) -> RunDirectory:
     directory = RunDirectory.create(output_directory(config) / name)
     directory.update_run(
         schema=1,
+        id=f"{name}-{secrets.token_hex(4)}",
         status="running",
         error=None,
         config=config.to_run_config(),
@@ -319,6 +335,7 @@ def _found(config: RunConfig, roster: Roster) -> dict[str, Any]:
             "fingerprint": roster.fingerprint,
             "groups": {node.group: node.questions for node in roster.nodes},
         },
+        "mode": "simulation" if roster.simulated else "deployment",
         "seen": roster.seen,
         "unseen": roster.unseen,
     }

@@ -226,11 +226,17 @@ def tiny_app(groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN) -> 
             }
         )
         record = ArrayRecord({k: Array(v) for k, v in trained.items()})
-        return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
+        reply = RecordDict({"arrays": record, "metrics": metrics})
+        if orders.get("evaluate"):
+            reply["evaluation"] = scores(group, message)
+        return Message(reply, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        group = group_of(context)
+        metrics = scores(group_of(context), message)
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    def scores(group: str, message: Message) -> MetricRecord:
         score = 1 / (1 + float(np.square(message.content["arrays"]["weight"].numpy()).mean()))
         score = score - 0.01 * sorted(groups).index(group)
         metrics: dict[str, int | float] = {"num-examples": 10.0}
@@ -238,7 +244,7 @@ def tiny_app(groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN) -> 
             values = (score, score - 0.1, score + 0.05, 0.5, count)
             names = ("alignment", "low", "high", "uniform", "questions")
             metrics |= {f"{split}-{k}": v for k, v in zip(names, values, strict=True)}
-        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+        return MetricRecord(metrics)
 
     return app
 
