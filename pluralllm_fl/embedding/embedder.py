@@ -214,6 +214,6 @@ class TextEmbedder:
         with VectorCache(self.cache_dir) as cache:
             content = files.content_hash(cache)
             dimension, max_tokens = files.limits(cache)
-        parts = [content, self.pooling, max_tokens, self._cut]
+        parts = [content, self.pooling, max_tokens, self._cut, "one batch size a length"]
         fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
         return _Facts(files, fingerprint, dimension, max_tokens)

@@ -18,7 +18,7 @@ from pluralllm_fl.errors import EmbeddingError
 
 logger = logging.getLogger(__name__)
 
-_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
+_TOKENS_PER_BATCH = {"cpu": 512, "cuda": 8192}
 _HALF_PRECISION_BYTES = 2**30
 _MOST_THREADS = 8  # a small language model gains nothing from more
 
@@ -72,8 +72,9 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yield (indices into `texts`, vectors of shape (indices, dimension)), batch by batch.
 
-        A batch holds texts of one token count, so there is no padding and nothing to mask. The
-        batches are a function of `texts` alone.
+        A batch holds texts of one token count, so nothing is masked, and as many rows as that
+        count always has: a matrix product of other shape may sum in another order, and a text
+        must have the same vector on a node, beside few others, and in a simulation of all.
         """
         with _explained(self._name, quoting=False):
             tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
@@ -87,7 +88,8 @@ class Encoder:
             size = max(1, budget // length)
             for start in range(0, len(members), size):
                 batch = members[start : start + size]
-                yield batch, self._vectors([ids[i] for i in batch])
+                filled = [ids[i] for i in batch] + [ids[batch[0]]] * (size - len(batch))
+                yield batch, self._vectors(filled)[: len(batch)]
 
     def _vectors(self, ids: list[list[int]]) -> NDArray[np.float32]:
         with _explained(self._name), _fixed_threads(), torch.inference_mode():

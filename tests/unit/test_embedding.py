@@ -198,6 +198,20 @@ def test_threads_of_the_caller_do_not_change_a_bit(
     assert vectors[0] == vectors[1]
 
 
+@needs_minilm
+def test_the_other_texts_do_not_change_a_bit(tmp_path: Path) -> None:
+    """A node embeds its own questions only, and must get the vectors that a simulation gets."""
+    questions = [
+        Question("tax " * length + str(number), ("yes", "no", "I do not know"))
+        for length, number in itertools.product((3, 8, 20, 60), range(20))
+    ]
+    whole = TextEmbedder(cache_dir=tmp_path / "whole").embed(questions)
+    for step in (3, 17):
+        some = questions[::step]
+        table = TextEmbedder(cache_dir=tmp_path / str(step)).embed(some)
+        assert all((rows(table, q) == rows(whole, q)).all() for q in some)
+
+
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     answer = subprocess.run(
         [sys.executable, "-c", script, *arguments],
