@@ -108,7 +108,7 @@ class RoundProgress:
         self._round = self._first - 1
         self._state = "waiting for the nodes"
         if self._first > 1:
-            self._say(f"Resuming with round {self._first}.")
+            self.say(f"Resuming with round {self._first}.")
 
     def _on_roster(self, _: Event) -> None:
         self._clock = time.monotonic()
@@ -122,12 +122,21 @@ class RoundProgress:
         if event["round"] == 0:
             self._clock = time.monotonic()
         if event["round"] == 0 and not self._console.is_terminal:
-            self._say("  ".join(["round 0", *self._scores(None, event)]))
+            self.say("  ".join(["round 0", *self._scores(None, event)]))
         elif self._pending is not None and event["round"] == self._pending["round"]:
             self._print_round()
 
     def _on_reply_dropped(self, event: Event) -> None:
         self._warn(f"round {event['round']}: reply of {event['group']} dropped: {event['reason']}")
+
+    def _on_node_joined(self, event: Event) -> None:
+        self.say(f"round {event['round']}: {event['group']} joined ({event['role']})")
+
+    def _on_node_back(self, event: Event) -> None:
+        self.say(f"round {event['round']}: {event['group']} is back")
+
+    def _on_message_resent(self, event: Event) -> None:
+        self._warn(f"round {event['round']}: {event['group']} was restarted and is asked again")
 
     def _on_round_retried(self, event: Event) -> None:
         self._warn(
@@ -137,12 +146,13 @@ class RoundProgress:
 
     def _on_early_stopped(self, event: Event) -> None:
         self._print_round()
-        self._say(f"Stopped early after round {event['round']}; best round {event['best_round']}.")
+        self.say(f"Stopped early after round {event['round']}; best round {event['best_round']}.")
 
     def _warn(self, text: str) -> None:
-        self._say(f"Warning: {text}", style="yellow")
+        self.say(f"Warning: {text}", style="yellow")
 
-    def _say(self, text: str, style: str | None = None) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line above the progress."""
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _print_round(self) -> None:
@@ -155,7 +165,7 @@ class RoundProgress:
         label = f"round {self._pending['round']}/{self._rounds}"
         parts = [label, *self._scores(self._pending, evaluation), self._times()]
         self._pending = None
-        self._say("  ".join(parts))
+        self.say("  ".join(parts))
 
     def _scores(self, trained: Event | None, evaluation: Event | None) -> list[str]:
         loss = (trained or {}).get("train_loss")

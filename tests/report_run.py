@@ -123,6 +123,9 @@ class _Truth:
                 *({"event": "reply_dropped", "round": r, "phase": "train", "group": "Egypt",
                    "reason": reason} for r in (4, 5, 8)),
                 {"event": "round_retried", "round": 8, "attempt": 1, "good": 1, "needed": 2},
+                *({"event": "node_back", "round": r, "group": "Egypt"} for r in (6, 9)),
+                {"event": "message_resent", "round": 7, "group": "Egypt"},
+                {"event": "node_joined", "round": 2, "group": "Nigeria", "role": "train"},
             ]  # fmt: skip
         return events
 

@@ -239,15 +239,27 @@ def _context(run: Run, diagnostics: Diagnostics) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_MOVEMENTS = {
+    "node_joined": "joined late, in round",
+    "node_back": "was away and came back in round",
+    "message_resent": "was restarted while it worked and was asked again in round",
+}
+
+
 def _events(run: Run) -> dict[str, Any]:
     dropped: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for event in run.dropped:
         group, reason, phase = (str(event.get(k, "?")) for k in ("group", "reason", "phase"))
         dropped[group, reason, phase].append(int(number(event.get("round")) or 0))
     rows = sorted(dropped.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+    moved: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for event in run.movements:
+        what = (str(event.get("group", "?")), _MOVEMENTS[event["event"]])
+        moved[what].append(int(number(event.get("round")) or 0))
     return {
         "dropped": [(*who, len(rounds), ranges(rounds)) for who, rounds in rows],
         "retried": run.retried,
+        "moved": [(*what, ranges(rounds)) for what, rounds in sorted(moved.items())],
         "early_stop": run.early_stop,
         "resumed_at": run.resumed_at,
     }

@@ -132,6 +132,7 @@ class Run:
     diagnostics: Diagnostics | None = None
     dropped: list[Json] = field(default_factory=list)
     retried: list[Json] = field(default_factory=list)
+    movements: list[Json] = field(default_factory=list)
     early_stop: Json | None = None
     resumed_at: list[int] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -257,6 +258,8 @@ def _take_event(run: Run, event: Json) -> None:
             run.dropped.append(event)
         case "round_retried":
             run.retried.append(event)
+        case "node_joined" | "node_back" | "message_resent":
+            run.movements.append(event)
         case "early_stopped":
             run.early_stop = event
         case "run_finished" if run.status == "running" and event.get("status"):
