@@ -1,19 +1,23 @@
 """The run directory: run.json, metrics.jsonl, model/ and checkpoints/, written atomically."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
 
 Event = dict[str, Any]
+_LOCK = ".lock"
 
 
 class RunDirectory:
@@ -76,6 +80,25 @@ class RunDirectory:
             raise ArtefactError(f"{path / 'run.json'} cannot be read: {error}.") from None
         return directory
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep every other process from running this run.
+
+        Raises
+        ------
+        ArtefactError
+            If one does already.
+        """
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=5)  # a supervisor's look takes it for an instant
+        except Timeout:
+            raise ArtefactError(f"{self.path} goes on in another process.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def update_run(self, **fields: Any) -> None:
         """Set fields of run.json."""
         self.run |= fields
@@ -122,6 +145,19 @@ class RunDirectory:
             if kind != "run_finished" and not again:
                 kept.append(line)
         write_atomic(self.metrics, b"".join(kept))
+
+
+def is_claimed(run: Path) -> bool:
+    """Tell whether a living process runs this run."""
+    if not (run / _LOCK).is_file():
+        return False
+    lock = FileLock(run / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def output_directory(config: RunConfig) -> Path:

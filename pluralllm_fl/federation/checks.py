@@ -1,14 +1,18 @@
 """Checks of one node's reply before any strategy sees it."""
 
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from pluralllm_fl.evaluation import EVALUATION_SPLITS
+from pluralllm_fl.federation import updates
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record, update_norm
+from pluralllm_fl.federation.updates import Layout
 
 TRAIN_KEYS = frozenset({"num-examples", "train-loss", "questions", "seconds"})
 SCORE_KEYS = ("alignment", "low", "high", "uniform", "questions")
@@ -27,11 +31,19 @@ class BadReply(Exception):  # noqa: N818 - a verdict on a reply, not an error of
 
 
 def train_reply(
-    content: RecordDict, reference: Arrays, *, weight_key: str, max_update_norm: float
+    content: RecordDict,
+    reference: Arrays,
+    *,
+    weight_key: str,
+    max_update_norm: float,
+    update_dtype: str = "float32",
+    sent: ArrayRecord | None = None,
 ) -> RecordDict:
-    """Return a checked copy of a training reply, its arrays in the reference's order.
+    """Return a checked copy of a training reply, with the whole model in the reference's order.
 
-    Stock strategies such as Krum and QFedAvg pair arrays by position, so order matters.
+    Stock strategies such as Krum and QFedAvg pair arrays by position, so order matters. With
+    another ``update_dtype`` than float32 the reply holds an update to the model that was
+    ``sent`` (None: the reference).
 
     Raises
     ------
@@ -47,7 +59,13 @@ def train_reply(
         raise BadReply(f"{weight_key} = {weight} is no possible weight")
     if not abs(_number(metrics, "train-loss")) <= MAX_LOSS:
         raise BadReply(f"train-loss = {metrics['train-loss']} is no possible loss")
-    arrays = _arrays(content.array_records["arrays"], reference)
+    received, expected = content.array_records["arrays"], _layout(reference)
+    if update_dtype == "float32":
+        arrays = _arrays(received, expected)
+    else:
+        base = reference if sent is None else to_arrays(sent)
+        encoded = _arrays(received, updates.layout(base, update_dtype))
+        arrays = _ordered(updates.decode(encoded, base, update_dtype), expected)
     if max_update_norm:
         norm = update_norm(arrays, reference)
         if not norm <= max_update_norm:
@@ -126,23 +144,59 @@ def _number(metrics: MetricRecord, key: str) -> float:
     return float(value)
 
 
-def _arrays(record: ArrayRecord, reference: Arrays) -> Arrays:
-    if set(record) != set(reference):
-        odd = sorted(set(record) ^ set(reference))
-        raise BadReply(f"array names differ from the model's: {', '.join(odd[:5])}")
+def _layout(arrays: Arrays) -> dict[str, Layout]:
+    return {name: Layout(value.shape, value.dtype) for name, value in arrays.items()}
+
+
+def _arrays(record: ArrayRecord, expected: Mapping[str, Layout]) -> Arrays:
+    _check_names(record, expected)
+    return _ordered({name: _array(name, record[name], expected[name]) for name in record}, expected)
+
+
+def _array(name: str, array: Array, expected: Layout) -> NDArray[np.generic]:
+    """Decode one array; memory is taken only for the expected shape and dtype."""
     try:
-        received = to_arrays(record)
+        shape, dtype = _header(array.data)
     except Exception as error:  # a node can send any bytes
         raise BadReply(f"arrays cannot be decoded ({error})") from None
-    for name, expected in reference.items():
-        value = received[name]
-        if value.shape != expected.shape:
-            raise BadReply(f"array {name} has shape {value.shape} instead of {expected.shape}")
-        if value.dtype != expected.dtype:
-            raise BadReply(f"array {name} has dtype {value.dtype} instead of {expected.dtype}")
+    _check_layout(name, Layout(shape, dtype), expected)
+    try:
+        return np.asarray(array.numpy())
+    except Exception as error:
+        raise BadReply(f"arrays cannot be decoded ({error})") from None
+
+
+def _header(data: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Return the shape and dtype that the bytes claim."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("another format than numpy's 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError("pickled objects")
+    return shape, dtype
+
+
+def _ordered(arrays: Arrays, expected: Mapping[str, Layout]) -> Arrays:
+    """Return the arrays in the expected order, every one checked."""
+    _check_names(arrays, expected)
+    for name, value in arrays.items():
+        _check_layout(name, Layout(value.shape, value.dtype), expected[name])
         if not np.isfinite(value).all():
             raise BadReply(f"array {name} holds NaN or infinite values")
-    return {name: received[name] for name in reference}
+    return {name: arrays[name] for name in expected}
+
+
+def _check_names(names: Iterable[str], expected: Mapping[str, Layout]) -> None:
+    if odd := sorted(set(names) ^ set(expected)):
+        raise BadReply(f"array names differ from the expected ones: {', '.join(odd[:5])}")
+
+
+def _check_layout(name: str, found: Layout, expected: Layout) -> None:
+    if found.shape != expected.shape:
+        raise BadReply(f"array {name} has shape {found.shape} instead of {expected.shape}")
+    if found.dtype != expected.dtype:
+        raise BadReply(f"array {name} has dtype {found.dtype} instead of {expected.dtype}")
 
 
 def _shape(metrics: object) -> frozenset[tuple[str, int]]:

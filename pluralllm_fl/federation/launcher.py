@@ -65,7 +65,7 @@ class PrivateSuperLink:
         self._threads = threads
 
     def __enter__(self) -> Self:
-        scripts = _flower_scripts()
+        scripts = flower_scripts()
         self._flwr = str(Path(scripts) / "flwr")
         self._folder = Path(tempfile.mkdtemp(prefix="plfl-", dir=_short_temporary_folder()))
         self._environment = _environment(scripts, self._folder, self._threads)
@@ -127,10 +127,11 @@ class PrivateSuperLink:
             If the run cannot be started or its SuperLink ends early.
         """
         self._wait_until_ready()
+        stage_app(app, self._app)
         config = self._folder / "run-config.toml"
         config.write_text(toml(run_config), encoding="utf-8")
         command = [
-            self._flwr, "run", str(self._staged(app)), _CONNECTION, "--stream",
+            self._flwr, "run", str(self._app), _CONNECTION, "--stream",
             "--run-config", str(config), "--federation-config", self._resources(supernodes, gpus),
         ]  # fmt: skip
         with log.open("ab") as output:
@@ -231,13 +232,6 @@ class PrivateSuperLink:
             f"Flower's SuperLink ended unexpectedly: {last_lines(self._output) or 'no message'}"
         )
 
-    def _staged(self, app: Path) -> Path:
-        """Copy the app's own files: runs, data and caches beside it must not be packed."""
-        for file in app.iterdir():
-            if file.is_file() and (file.suffix in (".py", ".toml") or file.stem == "LICENSE"):
-                shutil.copy(file, self._app)
-        return self._app
-
     def _resources(self, supernodes: int, gpus: float) -> str:
         cpus = available_cpus()
         return (
@@ -254,6 +248,13 @@ class PrivateSuperLink:
             command, env=self._environment, cwd=self._app, start_new_session=True,
             stdin=stdin, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
+
+
+def stage_app(app: Path, folder: Path) -> None:
+    """Copy the app's own files: runs, data and caches beside it must not be packed."""
+    for file in app.iterdir():
+        if file.is_file() and (file.suffix in (".py", ".toml") or file.stem == "LICENSE"):
+            shutil.copy(file, folder)
 
 
 def last_lines(log: Path, count: int = 3) -> str:
@@ -281,8 +282,14 @@ def _ignored_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _flower_scripts() -> str:
-    """Return the folder of Flower's commands in this Python's own environment."""
+def flower_scripts() -> str:
+    """Return the folder of Flower's commands in this Python's own environment.
+
+    Raises
+    ------
+    FederationError
+        If they are not installed.
+    """
     folders = [
         sysconfig.get_path("scripts"),
         str(Path(sys.executable).parent),

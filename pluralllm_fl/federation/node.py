@@ -11,9 +11,14 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
+from pluralllm_fl.artefacts import output_directory
 from pluralllm_fl.config import RunConfig, Value
+from pluralllm_fl.embedding.cache import default_cache_dir
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
 from pluralllm_fl.evaluation import SplitScore, evaluate_group
+from pluralllm_fl.federation import updates
+from pluralllm_fl.federation.node_state import NodeState
+from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.preferences import Role
 from pluralllm_fl.training import train_group
@@ -36,6 +41,7 @@ class LocalNode:
     role: Role
     groups: int
     supernodes: int
+    state_dir: str = ""
 
     @classmethod
     def from_context(cls, context: Context) -> "LocalNode":
@@ -77,6 +83,9 @@ class LocalNode:
         role = str(node_config.get("role", _listed_role(config, group)))
         if role not in ("train", "evaluate"):
             raise ConfigError(f"role = '{role}' in --node-config: must be train or evaluate.")
+        state_dir = str(node_config.get("state-dir", ""))
+        if state_dir and not Path(state_dir).is_absolute():
+            raise ConfigError(f"state-dir = '{state_dir}' in --node-config: must be absolute.")
         # The split of questions is a hash, so a node needs to know no other group.
         own = RunConfig.from_run_config(
             config.to_run_config()
@@ -91,7 +100,8 @@ class LocalNode:
                 f"The data file of group '{group}' cannot be used, or lacks that group. On its "
                 f"node, `pluralllm data check {path}` says why."
             ) from None
-        return cls(own, workspace, group, "train" if role == "train" else "evaluate", 0, 0)
+        kind: Role = "train" if role == "train" else "evaluate"
+        return cls(own, workspace, group, kind, 0, 0, state_dir)
 
     @property
     def deployed(self) -> bool:
@@ -126,10 +136,15 @@ class LocalNode:
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Train the received predictor on this group's training questions.
 
+        The arrays returned are those of the trained predictor, or with another ``update-dtype``
+        than float32 the encoded update (see `updates`).
+
         Raises
         ------
         ConfigError
             On a node that is only evaluated, whatever the server asks.
+        ArtefactError
+            If the residual of an int8 update cannot be written.
         """
         if self.role != "train":
             raise ConfigError(f"Group '{self.group}' is evaluate-only: its node does not train.")
@@ -153,7 +168,11 @@ class LocalNode:
                 "seconds": result.seconds,
             }
         )
-        return _record(predictor), metrics
+        dtype = str(orders.get("update-dtype", "float32"))
+        if dtype == "float32":
+            return _record(predictor), metrics
+        new, received = to_arrays(_record(predictor)), to_arrays(arrays)
+        return to_record(self._encode(new, received, dtype, server_round, orders)), metrics
 
     def evaluate(self, arrays: ArrayRecord, orders: Mapping[str, object]) -> MetricRecord:
         """Score the received predictor on every split of this group's questions."""
@@ -171,6 +190,40 @@ class LocalNode:
                 f"{split}-{name}": value for name, value in dataclasses.asdict(score).items()
             }
         return MetricRecord(dict(metrics))
+
+    def _encode(
+        self,
+        new: Arrays,
+        received: Arrays,
+        dtype: str,
+        server_round: int,
+        orders: Mapping[str, object],
+    ) -> Arrays:
+        if dtype == "bfloat16":
+            return updates.encode(new, received, dtype)[0]
+        if dtype != "int8":
+            raise ConfigError(f"The server asks for update-dtype '{dtype}', unknown here.")
+        state = self._state(orders)
+        residual = state.residual(server_round, updates.size(received))
+        update, residual = updates.encode(
+            new, received, dtype, residual, max_update_norm=self.config.max_update_norm
+        )
+        state.save(server_round, residual, self.config.checkpoint_every)
+        return update
+
+    def _state(self, orders: Mapping[str, object]) -> NodeState:
+        """Return this node's state: in its state-dir, in a simulation in the run's own folder."""
+        run = _text(orders, "run")
+        if self.state_dir:
+            root = Path(self.state_dir)
+        elif self.deployed:
+            cache = self.config.embedding_cache
+            root = (Path(cache) if cache else default_cache_dir()) / "nodes"
+        else:
+            config = self.config
+            folder = Path(config.resume) if config.resume else output_directory(config) / run
+            root = folder / "nodes"
+        return NodeState(root, _text(orders, "run-id"), self.group)
 
     def _predictor(self, arrays: ArrayRecord) -> PreferencePredictor:
         config = PredictorConfig.from_run_config(self.config, self.workspace.vectors.shape[1])
@@ -217,6 +270,13 @@ def _number(orders: Mapping[str, object], key: str, default: float | None = None
     if not isinstance(value, int | float):
         raise ConfigError(f"The server's message lacks the number '{key}'.")
     return float(value)
+
+
+def _text(orders: Mapping[str, object], key: str) -> str:
+    value = orders.get(key)
+    if not isinstance(value, str) or Path(value).name != value or value in ("", ".", ".."):
+        raise ConfigError(f"The server's message lacks '{key}', a plain name.")
+    return value
 
 
 def _derive(seed: int, server_round: int, group: str) -> int:

@@ -46,7 +46,7 @@ class Roster:
     @property
     def simulated(self) -> bool:
         """Whether the nodes are partitions of one data set on the server's own machine."""
-        return bool(self.nodes[0].groups)
+        return any(node.groups for node in self.nodes)
 
     @property
     def seen(self) -> list[str]:

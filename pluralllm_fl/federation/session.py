@@ -22,7 +22,7 @@ from pluralllm_fl.artefacts import (
     write_atomic,
     write_directory,
 )
-from pluralllm_fl.config import RunConfig, Value
+from pluralllm_fl.config import RunConfig, Value, split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.federation import checkpoint, strategies, strategy_state, trackers
 from pluralllm_fl.federation.callbacks import (
@@ -96,12 +96,19 @@ def run_federation(
         The run directory. However the run ends, its run.json says so; a refused resume leaves
         the directory as it was.
     """
-    directory, start = _resume(config) if config.resume else (_create(config), None)
-    session = _Session(grid, config, directory, start)
+    directory = RunDirectory.open(Path(config.resume)) if config.resume else _create(config)
+    with directory.claimed():
+        start = _resume(directory, config) if config.resume else None
+        _run(_Session(grid, config, directory, start), build_model, learning_rate_at)
+    return directory.path
+
+
+def _run(session: "_Session", build_model: ModelBuilder, learning_rate_at: LearningRate) -> None:
     try:
         session.run(build_model, learning_rate_at)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        session.close("interrupted", f'Interrupted. Continue with resume = "{directory.path}".')
+        path = session.directory.path
+        session.close("interrupted", f'Interrupted. Continue with resume = "{path}".')
         raise
     except BaseException as error:
         text = (
@@ -110,7 +117,6 @@ def run_federation(
         session.close("failed", text)
         raise
     session.close("completed", None)
-    return directory.path
 
 
 class _Session:
@@ -138,7 +144,7 @@ class _Session:
         )
         found = _found(config, roster)
         if self.start is not None:
-            _check_same(directory, found)
+            _check_same(directory, roster, config)
         model = build_model(roster.dimension, roster.embedding)
         strategy, progress = self._state(roster, model)
         stopping, callbacks = self._callbacks()
@@ -307,12 +313,10 @@ def _create(config: RunConfig) -> RunDirectory:
     return directory
 
 
-def _resume(config: RunConfig) -> tuple[RunDirectory, Checkpoint]:
-    directory = RunDirectory.open(Path(config.resume))
+def _resume(directory: RunDirectory, config: RunConfig) -> Checkpoint:
     stored, given = directory.run["config"], config.to_run_config()
-    changed = sorted(
-        key for key in given if key not in FREE_ON_RESUME and given[key] != stored.get(key)
-    )
+    free = FREE_ON_RESUME | _grown(directory, config)
+    changed = sorted(key for key in given if key not in free and given[key] != stored.get(key))
     if changed:
         listed = ", ".join(f"{k} = {given[k]!r} (was {stored.get(k)!r})" for k in changed)
         raise ConfigError(
@@ -325,13 +329,22 @@ def _resume(config: RunConfig) -> tuple[RunDirectory, Checkpoint]:
         raise ConfigError(
             f"num-server-rounds = {config.num_server_rounds}: the run already completed {done}."
         )
-    return directory, start
+    return start
+
+
+def _grown(directory: RunDirectory, config: RunConfig) -> set[str]:
+    """Return the lists of groups that a deployed federation made longer since the run began."""
+    if directory.run.get("mode") != "deployment":
+        return set()
+    stored = directory.run["config"]
+    lists = {"seen-groups": config.seen, "unseen-groups": config.unseen}
+    return {k for k, names in lists.items() if {*split_names(stored[k])} <= {*names}}
 
 
 def _found(config: RunConfig, roster: Roster) -> dict[str, Any]:
     return {
         "dataset": {
-            "name": config.dataset,
+            "name": config.dataset if roster.simulated else "each node's own",
             "fingerprint": roster.fingerprint,
             "groups": {node.group: node.questions for node in roster.nodes},
         },
@@ -341,14 +354,19 @@ def _found(config: RunConfig, roster: Roster) -> dict[str, Any]:
     }
 
 
-def _check_same(directory: RunDirectory, found: Mapping[str, Any]) -> None:
+def _check_same(directory: RunDirectory, roster: Roster, config: RunConfig) -> None:
+    """Refuse another federation; a deployed one may have grown."""
+    run = directory.run
+    known = {*run["seen"], *run["unseen"]}
+    nodes = [node for node in roster.nodes if roster.simulated or node.group in known]
+    found = _found(config, Roster(nodes))
     for key in ("seen", "unseen"):
-        if directory.run[key] != found[key]:
+        if run[key] != found[key]:
             raise ConfigError(
-                f"{key}-groups: the run had {', '.join(directory.run[key])}; now there are "
+                f"{key}-groups: the run had {', '.join(run[key])}; now there are "
                 f"{', '.join(found[key])}. A resumed run needs the same groups."
             )
-    if directory.run["dataset"] != found["dataset"]:
+    if run["dataset"] != found["dataset"]:
         raise ConfigError(
             f"dataset = '{found['dataset']['name']}': the nodes' data are not those that the "
             "run began with (other fingerprint). Resume with the same data or start a new run."

@@ -131,7 +131,7 @@ def test_events_and_artefacts(tmp_path: Path) -> None:
     assert summary["rounds"] == 3
     total = [sum(e["bytes_down"] for e in events(run) if "bytes_down" in e), summary["bytes_down"]]
     assert total[0] == total[1]
-    assert sorted(path.name for path in run.iterdir()) == [
+    assert sorted(path.name for path in run.glob("[!.]*")) == [
         "checkpoints", "metrics.jsonl", "model", "resume.toml", "run.json", "summary.json",
     ]  # fmt: skip
 
