@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from pluralllm_fl import __version__
+from pluralllm_fl.cli.deploy import deploy
+from pluralllm_fl.cli.federate import resume, run
 from pluralllm_fl.cli.simulate import simulate
 from pluralllm_fl.cli.use import check, evaluate, predict, report
 
@@ -26,12 +28,15 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Look at data files.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(deploy, name="deploy")
 
 app.command()(simulate)
+app.command()(resume)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(report)
 data.command()(check)
+deploy.command()(run)
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,1 @@
+"""Deployment: the folders, keys, certificates and scripts of a federation on many machines."""
