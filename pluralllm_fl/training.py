@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.episodes import EpisodeSampler, GroupTable, QuestionBatch
+from pluralllm_fl.optimizer import FlatAdamW
 from pluralllm_fl.predictor import Prediction, PreferencePredictor
 
 
@@ -86,22 +87,18 @@ def train_group(
         (config.context_min, config.context_max), (config.target_min, config.target_max)
     )
     pool = table.members("train")
-    parameters = list(predictor.parameters())
-    anchor = [p.detach().clone() for p in parameters] if proximal_mu else []
-    optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = FlatAdamW(list(predictor.parameters()), learning_rate, config.weight_decay)
+    origin = optimizer.values.clone()
     predictor.train()
     total = 0.0
     for _ in range(local_steps):
         context, targets = (table.batch(index) for index in sampler.sample(pool, rng))
         loss = prediction_loss(predictor(context, targets), targets, config.loss)
         total += loss.item()
-        for parameter, origin in zip(parameters, anchor, strict=False):
-            loss = loss + proximal_mu / 2 * (parameter - origin).square().sum()
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if proximal_mu:
+            optimizer.gradient.add_(optimizer.values - origin, alpha=proximal_mu)
         if config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+            optimizer.clip(config.gradient_clip)
         optimizer.step()
     return TrainingResult(total / local_steps, len(pool), time.perf_counter() - start)
