@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import secrets
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -95,6 +96,7 @@ def create(
         "server/ca.crt": trusted,
         "server/server.crt": certificate_pem(certificate),
         "server/server.key": key_pem(key),
+        "server/superexec.key": secrets.token_hex(32).encode(),
         "server/state": FOLDER,
         **{f"server/{name}": content for name, content in _rendered("server", values)},
     }

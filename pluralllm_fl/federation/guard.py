@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from pluralllm_fl.errors import FederationError
+from pluralllm_fl.federation.packing import packed, unpacked
 from pluralllm_fl.federation.probe import GONE, Probes
 from pluralllm_fl.federation.records import count_bytes
 from pluralllm_fl.federation.roster import Node, Roster, pause, reason_of
@@ -109,14 +110,18 @@ class GuardedGrid(Grid):
     def _push(self, outcomes: list[Outcome]) -> dict[str, Outcome]:
         online = self.roster.refresh(self.inner)
         sent: list[tuple[Message, Outcome]] = []
+        contents: dict[int, RecordDict] = {}
         for outcome in outcomes:
-            metadata = outcome.message.metadata
+            metadata, original = outcome.message.metadata, outcome.message.content
             outcome.node = self._node(outcome.message)
             if outcome.node.node_id not in online:
                 outcome.problem = "the node is offline"
                 continue
+            # Strategies send the same records to every node: pack them once.
+            if id(original) not in contents:
+                contents[id(original)] = packed(original)
             message = Message(
-                outcome.message.content,
+                contents[id(original)],
                 dst_node_id=outcome.node.node_id,
                 message_type=metadata.message_type,
                 group_id=metadata.group_id,
@@ -160,9 +165,13 @@ class GuardedGrid(Grid):
         if reply.has_error():
             outcome.problem = reason_of(reply)
             outcome.unreachable = reply.error.code in GONE
-        else:
-            outcome.content = reply.content
-            self.bytes_up += count_bytes(reply.content)
+            return
+        outcome.unreachable = False
+        self.bytes_up += count_bytes(reply.content)
+        try:
+            outcome.content = unpacked(reply.content)
+        except FederationError as error:
+            outcome.problem = str(error)
 
     # -- the rest of Grid, for strategies that send on their own
 

@@ -2,8 +2,8 @@
 
 Only Flower's public commands are used. Everything they write lies in one temporary folder and
 everything they start belongs to one watchdog, so that nothing outlives the run and no other
-SuperLink or Ray cluster on the machine is touched. (A cluster that the user names in
-``RAY_ADDRESS`` is used, as Flower documents.)
+SuperLink or Ray cluster on the machine is touched. A cluster that the user names in
+``RAY_ADDRESS`` is used and left as it was; its workers get our code with the job.
 """
 
 import contextlib
@@ -34,9 +34,11 @@ from pluralllm_fl.federation import watchdog
 from pluralllm_fl.formats import toml
 
 START_SECONDS = 60.0
+REACH_SECONDS = 10.0
 CLOSE_SECONDS = 30.0
 TICK_SECONDS = 0.2
 _CONNECTION = "private"
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,15 @@ class PrivateSuperLink:
     Raises
     ------
     FederationError
-        If Flower's commands are not installed or do not start.
+        If Flower's commands are not installed or do not start, or RAY_ADDRESS does not answer.
     """
 
     def __init__(self, *, threads: int) -> None:
         self._threads = threads
 
     def __enter__(self) -> Self:
+        if _existing_cluster():
+            _reach_cluster(os.environ["RAY_ADDRESS"])
         scripts = flower_scripts()
         self._flwr = str(Path(scripts) / "flwr")
         self._folder = Path(tempfile.mkdtemp(prefix="plfl-", dir=_short_temporary_folder()))
@@ -233,12 +237,14 @@ class PrivateSuperLink:
         )
 
     def _resources(self, supernodes: int, gpus: float) -> str:
-        cpus = available_cpus()
-        return (
-            f"num-supernodes={supernodes} init-args-num-cpus={cpus} "
-            f"client-resources-num-cpus={min(self._threads, cpus)} "
-            f"client-resources-num-gpus={gpus:.6f}"
-        )
+        if _existing_cluster():  # it has cores of its own, of which this machine knows nothing
+            cores = f"client-resources-num-cpus={self._threads}"
+        else:
+            cpus = available_cpus()
+            cores = (
+                f"init-args-num-cpus={cpus} client-resources-num-cpus={min(self._threads, cpus)}"
+            )
+        return f"num-supernodes={supernodes} {cores} client-resources-num-gpus={gpus:.6f}"
 
     def _popen(
         self, command: list[str], output: IO[bytes], stdin: int = subprocess.DEVNULL
@@ -318,6 +324,16 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
     searched = filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))
     modules = [package, *(str(Path(entry).absolute()) for entry in searched)]
     local = "127.0.0.1,localhost"
+    numerics = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if _existing_cluster():
+        ray = {_RAY_JOB: _ray_job(folder / "app", numerics)}
+    else:
+        ray = {"RAY_TMPDIR": str(folder)}
     return {
         **inherited,
         "PATH": os.pathsep.join([scripts, inherited.get("PATH", os.defpath)]),
@@ -327,16 +343,48 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "RAY_TMPDIR": str(folder),
+        **ray,
         "RAY_USAGE_STATS_ENABLED": "0",
         "NO_PROXY": ",".join(filter(None, [inherited.get("NO_PROXY", ""), local])),
         "no_proxy": ",".join(filter(None, [inherited.get("no_proxy", ""), local])),
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
+        **numerics,
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _existing_cluster() -> bool:
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
+def _reach_cluster(address: str) -> None:
+    """Fail at once where Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":  # Ray looks for a cluster on this machine
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise FederationError(
+            f"RAY_ADDRESS = {address}: no Ray cluster answers there ({error}). Give host:port of "
+            "a running one, from one of its machines (`ray start --head` starts one), or unset it."
+        ) from None
+
+
+def _ray_job(app: Path, numerics: dict[str, str]) -> str:
+    """Return the settings that Ray adds to the run's: workers elsewhere inherit nothing from us.
+
+    They get the ClientApp and this package, so that every machine runs the same code. A Ray job
+    that runs us has settings of its own.
+    """
+    job = json.loads(os.environ.get(_RAY_JOB, "{}"))
+    given = job.get("runtime_env") or {}
+    code = [str(app / "client_app.py"), str(Path(__file__).resolve().parents[1])]
+    job["runtime_env"] = {
+        **given,
+        "py_modules": [*given.get("py_modules", []), *code],
+        "env_vars": {**given.get("env_vars", {}), **numerics},
+    }
+    return json.dumps(job)
 
 
 def _free_port() -> int:

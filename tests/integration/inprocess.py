@@ -29,6 +29,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.federation.packing import unpacked
 from pluralllm_fl.federation.session import run_federation
 
 Fault = Callable[[Message, Message, int], Message | None]
@@ -144,7 +145,9 @@ class InProcessGrid(Grid):
         node_id = message.metadata.dst_node_id
         # Nodes must not share records with the server, as over a real network.
         received = Message(
-            message.content.copy(), dst_node_id=node_id, message_type=message.metadata.message_type
+            unpacked(message.content.copy()),
+            dst_node_id=node_id,
+            message_type=message.metadata.message_type,
         )
         received.metadata.__dict__["_message_id"] = message.metadata.message_id
         try:
@@ -152,6 +155,8 @@ class InProcessGrid(Grid):
         except Exception as error:
             reason = f"{type(error)}:<'{error}'>"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
+        if reply.has_content():
+            reply.content = unpacked(reply.content)
         if self.fault is not None:
             return self.fault(received, reply, self.partitions[node_id])
         return reply

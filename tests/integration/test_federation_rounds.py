@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message
 from safetensors.numpy import load_file
 
+from pluralllm_fl.federation.packing import unpacked
 from tests.integration.inprocess import (
     GROUPS,
     InProcessGrid,
@@ -80,7 +81,7 @@ def test_model_keeps_its_dtypes_on_the_wire(tmp_path: Path, strategy: str) -> No
     # Both compute in float64, which would double the traffic.
     grid = InProcessGrid(tiny_app(), len(GROUPS))
     tiny_run(tiny_config(tmp_path, strategy=strategy), grid=grid)
-    sent = [m.content["arrays"] for m in grid.sent if "arrays" in m.content]
+    sent = [unpacked(m.content)["arrays"] for m in grid.sent if "arrays" in m.content]
     shapes = {(name, a.numpy().shape, a.dtype) for record in sent for name, a in record.items()}
     assert shapes == {("weight", (3,), "float32"), ("bias", (), "float32")}
 

@@ -363,7 +363,7 @@ def test_nan_in_training_is_dropped_and_the_next_round_is_good(tmp_path: Path) -
     def fault(request: Message, reply: Message, partition: int) -> Message:
         if trains(request, 1, partition):
             node = LocalNode.from_context(grid.contexts[request.metadata.dst_node_id])
-            orders = dict(request.content["config"]) | {"learning-rate": 1e38}
+            orders = dict(request.content["config"]) | {"learning-rate": 1e30}
             update, _ = node.train(request.content["arrays"], orders)
             reply.content["arrays"] = update
         return reply
