@@ -18,7 +18,7 @@ from pluralllm_fl.errors import EmbeddingError
 
 logger = logging.getLogger(__name__)
 
-_TOKENS_PER_BATCH = {"cpu": 512, "cuda": 8192}
+_TOKENS_PER_BATCH = {"cpu": 256, "cuda": 8192}
 _HALF_PRECISION_BYTES = 2**30
 _MOST_THREADS = 8  # a small language model gains nothing from more
 

@@ -222,6 +222,7 @@ class _Session:
                 "completed_rounds": done,
             }
             logger.info("Resuming %s after round %d", self.directory.path, done)
+        fields["flower-run"] = self.grid.run.run_id
         self.directory.update_run(**fields)
         self.begun = True
 

@@ -5,6 +5,7 @@ run directory for as long as it lives, so a run that is in nobody's hands can be
 that goes on, whatever Flower's database still says after a crash.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -78,6 +79,12 @@ class FlowerConnection:
             raise FederationError(f"The SuperLink does not answer: {_reason(answer)}")
         return str(runs[0]["status"]), str(runs[0]["status-details"])
 
+    def stop(self, run_id: int) -> None:
+        """Stop a run if Flower still counts it as active."""
+        with contextlib.suppress(FederationError):
+            if self.status(run_id)[0] in ACTIVE:
+                self._flwr("stop", str(run_id), self.name)
+
     def reachable(self) -> bool:
         """Tell whether the SuperLink answers."""
         return "runs" in self._flwr("list", self.name, "--limit", "1")
@@ -148,6 +155,7 @@ class Supervisor:
                 if self._status() == "completed" and before >= self.config.num_server_rounds:
                     return self.run
                 self._await_superlink()
+                self._bury()
                 run_id: int | None = self.connection.start(app_directory(), self._run_config())
             else:
                 self.tell(f"{self.run} goes on; following it.")
@@ -204,6 +212,15 @@ class Supervisor:
             self.tell(f"{self.run} has no completed round and begins again; see {spare.name}.")
             return values
         return values | {"resume": str(self.run)}
+
+    def _bury(self) -> None:
+        """Stop what is left of the run's last server app.
+
+        Flower notices its death after a minute, and until then the nodes wait for its messages.
+        """
+        last = self._record().get("flower-run")
+        if isinstance(last, int):
+            self.connection.stop(last)
 
     def _await_superlink(self) -> None:
         told = False

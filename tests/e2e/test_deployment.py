@@ -1,0 +1,396 @@
+"""A federation on seven machines: every fault in one run, which ends as if there was none.
+
+SuperLink, gateway and SuperNodes are the real programs, started by the scripts that
+`pluralllm deploy init` wrote, over TLS with node keys, each in a network of its own where that is
+permitted. The fixtures inject the faults; every test asserts what became of one.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from pluralllm_fl.cli import app
+from pluralllm_fl.datasets import SyntheticSpec, load_dataset
+from pluralllm_fl.deploy.certificates import Authority, certificate_pem
+from pluralllm_fl.embedding import TextEmbedder
+from pluralllm_fl.preferences import PreferenceDataset
+from tests.e2e.federation import Deployment, Unit, write_answers
+from tests.e2e.processes import started
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        shutil.which("nginx", path=f"{os.defpath}:/usr/sbin:/usr/local/sbin") is None,
+        reason="nginx is not installed",
+    ),
+]
+
+KILLED, CUT, FULL, LEFT, STARVED = "Germany", "Nigeria", "Egypt", "Argentina", "Canada"
+TRAINING = [KILLED, CUT, FULL, LEFT, STARVED]
+UNSEEN, LATE = "Japan", "Brazil"
+ROUNDS = 6
+SETTINGS: dict[str, int] = {"num-server-rounds": ROUNDS, "local-steps": 5, "seed": 3}
+QUESTIONS = 40
+
+
+def survey() -> PreferenceDataset:
+    """The real survey where it lies beside the repository, else a generated one."""
+    path = Path(__file__).parents[3] / "shared" / "data" / "global_opinions" / "global_opinions.csv"
+    if path.is_file():
+        return load_dataset(str(path))
+    return load_dataset("synthetic", synthetic=SyntheticSpec(groups=7, questions=QUESTIONS))
+
+
+def rows(dataset: PreferenceDataset, source: str, group: str) -> list[dict[str, Any]]:
+    answers = list(dataset.groups[source].answers.items())[:QUESTIONS]
+    return [
+        {"group": group, "question": q.text, "options": q.options, "distribution": p.tolist()}
+        for q, p in answers
+    ]
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, list[dict[str, Any]]]:
+    dataset = survey()
+    groups = [*TRAINING, UNSEEN, LATE]
+    sources = groups if set(groups) <= set(dataset.groups) else sorted(dataset.groups)
+    return {g: rows(dataset, s, g) for g, s in zip(groups, sources, strict=False)}
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tmp_path_factory: pytest.TempPathFactory, data: dict[str, list[dict[str, Any]]]
+) -> Iterator[Deployment]:
+    """Six of seven nodes are there and round 1 is done; another one of the six came late."""
+    mark = f"deployment-{os.getpid()}"
+    folder = tmp_path_factory.mktemp("deployment")
+    with contextlib.ExitStack() as stack:
+        deployment = stack.enter_context(Deployment(folder, TRAINING, [UNSEEN, LATE], mark=mark))
+        for group, answers in data.items():
+            write_answers(deployment.node(group) / "answers.jsonl", answers)
+        stack.callback(mount(deployment.node(FULL) / "state"))
+        embed(deployment)
+        deployment.configure(
+            **{key.replace("-", "_"): value for key, value in SETTINGS.items()},
+            expected_nodes=6,
+        )
+        deployment.start_server()
+        for group in (*TRAINING[:-1], UNSEEN):
+            deployment.start_node(group)
+        deployment.start_run()
+        time.sleep(5)
+        deployment.start_node(TRAINING[-1])
+        deployment.wait(lambda: deployment.round >= 1, 180, "round 1")
+        yield deployment
+    assert not started(mark)
+
+
+def mount(folder: Path) -> Any:
+    """Give a folder a small disk; return what takes it away again."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        return lambda: None
+    return lambda: subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def embed(deployment: Deployment) -> None:
+    """Embed every node's own questions, as check.sh does, one node after the other."""
+    from pluralllm_fl.datasets import load_dataset
+
+    for group in (*TRAINING, UNSEEN, LATE):
+        folder = deployment.node(group)
+        questions = load_dataset(str(folder / "answers.jsonl")).questions
+        TextEmbedder(cache_dir=folder / "state" / "embeddings").embed(questions)
+
+
+@pytest.fixture(scope="module")
+def node_faults(federation: Deployment) -> Deployment:
+    """Five faults on five nodes in one round, and a node that was never there before."""
+    start = federation.round
+    federation.wait(lambda: not working(federation, STARVED), 60, "a node at rest")
+    for process in federation.wait(lambda: working(federation, STARVED), 60, "a node at work"):
+        process.kill()
+    federation.units[KILLED].kill()
+    if federation.network.separate:
+        federation.network.cut(CUT)
+        mend = threading.Timer(62, federation.network.mend, [CUT])
+        mend.start()
+    filler = federation.node(FULL) / "state" / "filler"
+    if os.path.ismount(filler.parent):
+        fill(filler)
+    leaving = federation.units[LEFT]
+    leaving.stop()
+    federation.start_node(LATE)
+    federation.wait(lambda: dropped(federation, LEFT), 60, f"{LEFT} to be missed")
+    leaving.start()
+    federation.wait(lambda: dropped(federation, KILLED), 120, f"{KILLED} to be missed")
+    filler.unlink(missing_ok=True)
+    federation.wait(lambda: federation.round > start, 180, "the round to be completed after all")
+    federation.wait(lambda: federation.events("node_joined"), 90, f"{LATE} to be taken in")
+    return federation
+
+
+def working(federation: Deployment, group: str) -> list[psutil.Process]:
+    """Return the process in which a node computes, if it does."""
+    process = federation.units[group].process
+    assert process is not None
+    with contextlib.suppress(psutil.Error):
+        return [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "flwr-clientapp" in " ".join(child.cmdline())
+        ]
+    return []
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb") as file:
+        while True:
+            file.write(b"\0" * 4096)
+            file.flush()
+
+
+def dropped(federation: Deployment, group: str) -> list[str]:
+    return [e["reason"] for e in federation.events("reply_dropped") if e["group"] == group]
+
+
+def back(federation: Deployment) -> set[str]:
+    return {e["group"] for e in federation.events("node_back")}
+
+
+# -- nodes
+
+
+def test_node_killed_at_work_is_missed_and_comes_back(node_faults: Deployment) -> None:
+    assert node_faults.units[KILLED].starts > 1
+    assert "Unavailable" in dropped(node_faults, KILLED)[0]
+    assert KILLED in back(node_faults)
+
+
+def test_clientapp_that_the_system_killed_is_named_and_asked_again(
+    node_faults: Deployment,
+) -> None:
+    """As when a node's memory runs out: the SuperNode lives and reports it."""
+    assert "stopped responding" in dropped(node_faults, STARVED)[0]
+    assert node_faults.units[STARVED].starts == 1
+    assert STARVED in node_faults.events("round")[-1]["by_group"]
+
+
+def test_node_cut_off_for_a_minute(node_faults: Deployment) -> None:
+    if not node_faults.network.separate:
+        pytest.skip("network namespaces are not permitted here")
+    assert dropped(node_faults, CUT)
+    assert CUT in back(node_faults)
+    assert node_faults.units[CUT].starts == 1  # Flower reconnects by itself
+
+
+def test_node_with_a_full_disk_says_so_and_trains_when_there_is_room(
+    node_faults: Deployment,
+) -> None:
+    if not os.path.ismount(node_faults.node(FULL) / "state"):
+        pytest.skip("cannot mount a small disk here")
+    assert re.search("Make room|No space left on device", dropped(node_faults, FULL)[0])
+    last = node_faults.events("round")[-1]
+    assert FULL in last["by_group"]
+
+
+def test_node_that_leaves_and_comes_back(node_faults: Deployment) -> None:
+    assert "offline" in dropped(node_faults, LEFT)[0] or "Unavailable" in dropped(
+        node_faults, LEFT
+    )[0]  # fmt: skip
+    assert LEFT in back(node_faults)
+
+
+def test_node_that_comes_late_is_taken_in(node_faults: Deployment) -> None:
+    [joined] = node_faults.events("node_joined")
+    assert (joined["group"], joined["role"]) == (LATE, "evaluate")
+    assert LATE in json.loads((node_faults.run / "run.json").read_text())["unseen"]
+
+
+def test_logs_hold_no_question_and_no_answer(
+    node_faults: Deployment, data: dict[str, list[dict[str, Any]]]
+) -> None:
+    for group, answers in data.items():
+        text = node_faults.units[group].text()
+        assert "SuperNode ID" in text
+        for row in answers:
+            assert row["question"][:60] not in text
+            shares = [str(share)[:10] for share in row["distribution"] if len(str(share)) >= 10]
+            assert not any(share in text for share in shares)
+
+
+# -- the server
+
+
+@pytest.fixture(scope="module")
+def server_faults(node_faults: Deployment) -> Deployment:
+    """The ServerApp is killed, then the SuperLink, then the whole machine."""
+    federation = node_faults
+    for strike in (kill_server_app, kill_superlink, reboot):
+        reached = federation.round + 1
+        strike(federation)
+        federation.wait(
+            lambda reached=reached: federation.round >= reached, 180, f"{strike.__name__}: a round"
+        )
+    report = federation.run / "report.html"
+    federation.wait(report.is_file, 180, "the run to be completed and reported")
+    federation.units["run"].stop()
+    return federation
+
+
+def kill_server_app(federation: Deployment) -> None:
+    process = federation.server_app()
+    assert process is not None
+    process.kill()
+
+
+def kill_superlink(federation: Deployment) -> None:
+    federation.units["superlink"].kill()
+
+
+def reboot(federation: Deployment) -> None:
+    for name in ("run", "superlink", "gateway"):
+        federation.units[name].stop(signal.SIGKILL)
+    for name in ("superlink", "gateway", "run"):
+        federation.units[name].start()
+
+
+def test_run_is_resumed_after_each_fault_of_the_server(server_faults: Deployment) -> None:
+    starts = [e["first_round"] for e in server_faults.events("run_started")]
+    assert len(starts) == 4
+    rounds = [e["round"] for e in server_faults.events("round")]
+    assert rounds == list(range(1, ROUNDS + 1))  # each completed round once
+    evaluated = [e["round"] for e in server_faults.events("evaluation")]
+    assert evaluated == list(range(ROUNDS + 1))
+    assert "The run fell after round" in server_faults.units["run"].text()
+
+
+def test_model_is_that_of_the_simulation_bit_for_bit(
+    server_faults: Deployment, data: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    write_answers(tmp_path / "all.jsonl", [row for answers in data.values() for row in answers])
+    settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    answer = CliRunner().invoke(app, [
+        "simulate", "--dataset", str(tmp_path / "all.jsonl"), "--seen", ";".join(TRAINING),
+        "--unseen", f"{UNSEEN};{LATE}", "--output-dir", str(tmp_path / "runs"), *settings,
+        f"--set=embedding-cache={tmp_path / 'cache'}", "--set=run-name=simulated",
+    ])  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    ours, theirs = (
+        (run / "model" / "model.safetensors").read_bytes()
+        for run in (server_faults.run, tmp_path / "runs" / "simulated")
+    )
+    assert ours == theirs
+
+
+def test_report_names_who_was_away(server_faults: Deployment) -> None:
+    page = (server_faults.run / "report.html").read_text()
+    text = re.sub(r"<[^>]*>", "", page)
+    assert f"{KILLED} was away and came back in round" in text
+    assert f"{LATE} joined late, in round" in text
+
+
+# -- intruders
+
+
+@pytest.fixture(scope="module")
+def intruders(
+    server_faults: Deployment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Unit]]:
+    """Nodes that must not get in, all at once."""
+    folder, federation = tmp_path_factory.mktemp("intruders"), server_faults
+    address = (federation.node(UNSEEN) / "node.env").read_text()
+    found = re.search(r"SUPERLINK=(\S+)", address)
+    assert found is not None
+    superlink = found[1]
+    for name in ("node", "other"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", folder / name],
+            check=True,
+        )
+    (folder / "other.crt").write_bytes(certificate_pem(Authority.create(1).certificate))
+    trusted = ["--root-certificates", str(federation.folder / "ca" / "ca.crt")]
+    cases = {
+        "no key": trusted,
+        "unknown key": [*trusted, "--auth-supernode-private-key", str(folder / "other")],
+        "wrong CA": ["--root-certificates", str(folder / "other.crt"),
+                     "--auth-supernode-private-key", str(folder / "node"), "--max-retries", "1"],
+        "plain text": ["--insecure", "--max-retries", "1"],
+    }  # fmt: skip
+    units = {}
+    for number, (name, arguments) in enumerate(cases.items()):
+        unit = Unit(
+            [*federation.network.inside(UNSEEN), "flower-supernode", "--superlink", superlink,
+             "--host", "127.0.0.1", "--port", str(9400 + number), *arguments],
+            folder / f"{number}.log",
+            federation.env | {"FLWR_HOME": str(folder / str(number)),
+                              "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"},
+        )  # fmt: skip
+        unit.spawn()
+        units[name] = unit
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and any(u.running for u in units.values()):
+        time.sleep(0.5)
+    yield units
+    for unit in units.values():
+        unit.stop(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("intruder", "message"),
+    [
+        ("no key", "must be registered"),
+        ("unknown key", "could not be activated|No SuperNode found|activat"),
+        ("wrong CA", "CERTIFICATE_VERIFY_FAILED|certificate verify failed"),
+        ("plain text", "400|Bad Request|plain"),
+    ],
+)
+def test_intruder_is_refused(intruders: dict[str, Unit], intruder: str, message: str) -> None:
+    unit = intruders[intruder]
+    assert not unit.running
+    assert unit.code not in (0, None)
+    assert re.search(message, unit.text(), re.IGNORECASE), unit.text()
+    assert "SuperNode ID" not in unit.text()
+
+
+def test_expired_certificate_is_refused_and_explained(server_faults: Deployment) -> None:
+    """The server shows a certificate of the right authority that is no longer valid."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    federation = server_faults
+    server = federation.folder / "server"
+    old = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    authority = load_pem_private_key((federation.folder / "ca" / "ca.key").read_bytes(), None)
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(
+        issuer_name=old.issuer, subject_name=old.subject, public_key=old.public_key(),
+        serial_number=x509.random_serial_number(), not_valid_before=past - datetime.timedelta(9),
+        not_valid_after=past, extensions=list(old.extensions),
+    )  # fmt: skip
+    expired = builder.sign(authority, hashes.SHA256())  # type: ignore[arg-type]
+    (server / "server.crt").write_bytes(certificate_pem(expired))
+    federation.units["gateway"].stop()
+    federation.units["gateway"].start()
+    time.sleep(2)
+    done = federation.call(UNSEEN, federation.node(UNSEEN) / "check.sh")
+    assert done.returncode == 1
+    assert "expired" in done.stdout, done.stdout + done.stderr
