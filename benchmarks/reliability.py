@@ -71,11 +71,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     }  # fmt: skip
     began = time.monotonic()
     with Deployment(folder, seen, unseen, mark="reliability") as federation:
+        embedder = TextEmbedder()
         for group in groups:
             write_answers(federation.node(group) / "answers.jsonl", rows[group])
-            TextEmbedder(cache_dir=federation.node(group) / "state" / "embeddings").embed(
-                survey.questions
-            )
+            embedder.cache_dir = federation.node(group) / "state" / "embeddings"
+            embedder.embed(survey.questions)
         federation.configure(**{key.replace("-", "_"): value for key, value in settings.items()})
         federation.start_server()
         for group in groups:

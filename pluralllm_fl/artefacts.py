@@ -18,6 +18,8 @@ from pluralllm_fl.errors import ArtefactError
 
 Event = dict[str, Any]
 _LOCK = ".lock"
+# A supervisor that looks whether a run goes on takes its lock for an instant.
+CLAIM_SECONDS = 5.0
 
 
 class RunDirectory:
@@ -91,7 +93,7 @@ class RunDirectory:
         """
         lock = FileLock(self.path / _LOCK)
         try:
-            lock.acquire(timeout=5)  # a supervisor's look takes it for an instant
+            lock.acquire(timeout=CLAIM_SECONDS)
         except Timeout:
             raise ArtefactError(f"{self.path} goes on in another process.") from None
         try:

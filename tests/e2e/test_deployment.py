@@ -109,21 +109,18 @@ def mount(folder: Path) -> Any:
 
 def embed(deployment: Deployment) -> None:
     """Embed every node's own questions, as check.sh does, one node after the other."""
-    from pluralllm_fl.datasets import load_dataset
-
+    embedder = TextEmbedder()  # the language model is loaded once
     for group in (*TRAINING, UNSEEN, LATE):
         folder = deployment.node(group)
-        questions = load_dataset(str(folder / "answers.jsonl")).questions
-        TextEmbedder(cache_dir=folder / "state" / "embeddings").embed(questions)
+        embedder.cache_dir = folder / "state" / "embeddings"
+        embedder.embed(load_dataset(str(folder / "answers.jsonl")).questions)
 
 
 @pytest.fixture(scope="module")
 def node_faults(federation: Deployment) -> Deployment:
     """Five faults on five nodes in one round, and a node that was never there before."""
     start = federation.round
-    federation.wait(lambda: not working(federation, STARVED), 60, "a node at rest")
-    for process in federation.wait(lambda: working(federation, STARVED), 60, "a node at work"):
-        process.kill()
+    starve(federation, 12)
     federation.units[KILLED].kill()
     if federation.network.separate:
         federation.network.cut(CUT)
@@ -144,17 +141,17 @@ def node_faults(federation: Deployment) -> Deployment:
     return federation
 
 
-def working(federation: Deployment, group: str) -> list[psutil.Process]:
-    """Return the process in which a node computes, if it does."""
-    process = federation.units[group].process
+def starve(federation: Deployment, seconds: float) -> None:
+    """Kill whatever computes on a node for a while, as the system does when memory runs out."""
+    process = federation.units[STARVED].process
     assert process is not None
-    with contextlib.suppress(psutil.Error):
-        return [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "flwr-clientapp" in " ".join(child.cmdline())
-        ]
-    return []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "flwr-clientapp" in " ".join(child.cmdline()):
+                    child.kill()
+        time.sleep(0.2)
 
 
 def fill(path: Path) -> None:

@@ -96,10 +96,12 @@ def test_every_node_has_a_folder(written: Path) -> None:
 
 def test_secrets_are_in_key_files_alone(written: Path) -> None:
     keys = {path for path in files(written) if b"PRIVATE KEY" in path.read_bytes()}
-    assert keys == set(written.rglob("*.key"))
+    password = written / "server" / "superexec.key"
+    assert keys | {password} == set(written.rglob("*.key"))
     assert len(keys) == 2 + len(SLUGS)
-    for key in keys:
-        secret = b"".join(key.read_bytes().splitlines()[1:-1])[-60:]
+    for key in (*keys, password):
+        secret = b"".join(key.read_bytes().splitlines()[1:-1])[-60:] or key.read_bytes()
+        assert len(secret) >= 60
         for path in set(files(written)) - {key}:
             assert secret not in path.read_bytes().replace(b"\n", b"")
 
@@ -304,8 +306,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('a "node" \\ here')
     programs = folder / "venv" / "bin"
     programs.mkdir(parents=True)
-    (programs / "flower-supernode").write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
-    (programs / "flower-supernode").chmod(0o755)
+    for name in ("flower-supernode", "python"):
+        (programs / name).write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+        (programs / name).chmod(0o755)
     (folder / "answers.jsonl").write_text("")
     write_node(folder, "A")
     return folder

@@ -3,12 +3,20 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pluralllm_fl.artefacts import RunDirectory, new_run_name, write_atomic, write_directory
+from pluralllm_fl.artefacts import (
+    RunDirectory,
+    is_claimed,
+    new_run_name,
+    write_atomic,
+    write_directory,
+)
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.federation import checkpoint
@@ -142,3 +150,28 @@ def test_events_of_later_rounds_are_dropped(tmp_path: Path) -> None:
 def test_nan_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         RunDirectory(tmp_path).append_event({"event": "round", "train_loss": float("nan")})
+
+
+def test_a_run_belongs_to_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory.create(tmp_path / "run")
+    assert not is_claimed(directory.path)
+    holder = (
+        "import sys, pathlib; from pluralllm_fl.artefacts import RunDirectory;"
+        "d = RunDirectory(pathlib.Path(sys.argv[1]));\n"
+        "with d.claimed(): print('mine', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(directory.path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2],
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"mine\n"
+        assert is_claimed(directory.path)
+        monkeypatch.setattr("pluralllm_fl.artefacts.CLAIM_SECONDS", 0.2)
+        with pytest.raises(ArtefactError, match="goes on in another process"), directory.claimed():
+            pass
+        process.kill()
+        process.wait()
+    assert not is_claimed(directory.path)
+    with directory.claimed():
+        assert is_claimed(directory.path)
