@@ -54,9 +54,9 @@ def main() -> None:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     """Run the federation under fire and the simulation in peace."""
-    survey = load_dataset("synthetic", synthetic=SyntheticSpec(groups=4, questions=QUESTIONS))
+    survey = load_dataset("synthetic", synthetic=SyntheticSpec(groups=3, questions=QUESTIONS))
     groups = sorted(survey.groups)
-    seen, unseen = groups[:3], groups[3:]
+    seen, unseen = groups[:2], groups[2:]
     rows = {
         group: [
             {"group": group, "question": q.text, "options": q.options, "distribution": p.tolist()}

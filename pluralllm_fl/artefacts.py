@@ -17,6 +17,7 @@ from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
 
 Event = dict[str, Any]
+_OUTCOMES = ("round", "evaluation", "checkpoint", "early_stopped")
 _LOCK = ".lock"
 # A supervisor that looks whether a run goes on takes its lock for an instant.
 CLAIM_SECONDS = 5.0
@@ -130,7 +131,7 @@ class RunDirectory:
         """Drop what a run resumed after ``last_round`` does again.
 
         That is: later rounds, the evaluation of ``last_round`` where it came with the training of
-        the next round, the old end, and a torn last line.
+        the next round, the old end, and a torn last line. What happened to nodes stays.
         """
         if not self.metrics.is_file():
             return
@@ -142,7 +143,9 @@ class RunDirectory:
             except ValueError:
                 break
             kind, number = event["event"], event.get("round", 0)
-            again = number > last_round or (saved and (kind, number) == ("evaluation", last_round))
+            again = (kind in _OUTCOMES and number > last_round) or (
+                saved and (kind, number) == ("evaluation", last_round)
+            )
             saved = saved or (kind, number) == ("checkpoint", last_round)
             if kind != "run_finished" and not again:
                 kept.append(line)

@@ -3,6 +3,7 @@
 Heavy libraries are imported inside the commands: ``--help`` must answer at once.
 """
 
+import os
 from typing import Annotated
 
 import typer
@@ -12,6 +13,10 @@ from pluralllm_fl.cli.deploy import deploy
 from pluralllm_fl.cli.federate import resume, run
 from pluralllm_fl.cli.simulate import simulate
 from pluralllm_fl.cli.use import check, evaluate, predict, report
+
+# Before torch is imported: threads that wait actively for each other make embedding several times
+# slower when other processes want the cores too.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["app", "main", "simulate_main"]
 

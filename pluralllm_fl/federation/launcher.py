@@ -326,6 +326,7 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
     local = "127.0.0.1,localhost"
     numerics = {
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",

@@ -4,12 +4,16 @@ After an error of the SuperLink (a database locked for once is enough) Flower's 
 working, but its local API server keeps the process alive: nothing starts it again. Here the
 process ends with its work, so that systemd, Docker or a shell can.
 
-When a server dies while it sends a message, each node keeps a ClientApp process that waits for
-the rest of it for ever, with 130 MB. Here it ends when a later message is worked on.
+When a run dies while nodes work for it, a SuperNode keeps a ClientApp process that waits for ever,
+with 130 MB, and may send a late answer in place of the next one, and so stay one answer behind for
+ever. Here the process ends, to be started again, when it drops what it did for a dead run, and a
+ClientApp ends when a later message is worked on.
 """
 
 import contextlib
+import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,11 +22,13 @@ import psutil
 from flwr.supernode.cli.flower_supernode import flower_supernode
 
 SWEEP_SECONDS = 10.0
+_DEAD_RUN = "is not in `RUNNING` status. Ignoring"
 
 
 def main() -> None:
     """Run ``flower-supernode`` with this process's arguments."""
     threading.Thread(target=_sweep, daemon=True).start()
+    logging.getLogger("flwr").addHandler(_FreshStart())
     code: int | str | None = 1
     try:
         flower_supernode()
@@ -33,6 +39,15 @@ def main() -> None:
         _kill(process)
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+class _FreshStart(logging.Handler):
+    """Ends the SuperNode, as `systemctl stop` would, when it dropped what it did for a dead run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _DEAD_RUN in record.getMessage():
+            print("A run ended while this node worked for it: starting afresh.", flush=True)
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 def _sweep() -> None:

@@ -295,7 +295,7 @@ class Deployment:
 
     def start_node(self, group: str) -> Unit:
         """Start a node."""
-        unit = self.unit(group, group, self.node(group) / "supernode.sh")
+        unit = self.unit(group, group, self.node(group) / "supernode.sh", "--once")
         unit.start()
         return unit
 

@@ -47,10 +47,10 @@ class Federation:
         return subprocess.run([script], cwd="/", capture_output=True, text=True, timeout=60)
 
     @contextlib.contextmanager
-    def running(self, script: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    def running(self, script: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
         with (
             (self.folder / f"{script.stem}.log").open("wb") as log,
-            subprocess.Popen([script], cwd="/", stdout=log, stderr=log) as process,
+            subprocess.Popen([script, *arguments], cwd="/", stdout=log, stderr=log) as process,
         ):
             try:
                 yield process
@@ -160,7 +160,7 @@ def test_plain_text_is_refused(federation: Federation) -> None:
 
 
 def test_a_node_enters_after_its_registration(federation: Federation) -> None:
-    with federation.running(federation.node / "supernode.sh") as node:
+    with federation.running(federation.node / "supernode.sh", "--once") as node:
         assert node.wait(30) != 0
     assert federation.nodes() == []
 

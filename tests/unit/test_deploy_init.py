@@ -326,7 +326,8 @@ def write_node(folder: Path, group: str) -> None:
 
 
 def start(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(folder / "supernode.sh", cwd="/", capture_output=True, text=True)
+    command = [folder / "supernode.sh", "--once"]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True)
 
 
 @settings(max_examples=60, deadline=None)

@@ -137,14 +137,15 @@ def test_events_of_later_rounds_are_dropped(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     for event in (
         {"event": "run_started"}, {"event": "round", "round": 1}, {"event": "round", "round": 2},
-        {"event": "reply_dropped", "round": 3}, {"event": "run_finished", "status": "failed"},
+        {"event": "reply_dropped", "round": 3}, {"event": "round", "round": 3},
+        {"event": "run_finished", "status": "failed"},
     ):  # fmt: skip
         directory.append_event(event)
     with directory.metrics.open("a") as file:
         file.write('{"event": "rou')
     directory.rewind_events(2)
     kept = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
-    assert [e["event"] for e in kept] == ["run_started", "round", "round"]
+    assert [e["event"] for e in kept] == ["run_started", "round", "round", "reply_dropped"]
 
 
 def test_nan_is_never_written(tmp_path: Path) -> None:
