@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from pluralllm_fl.config import app_directory
+from pluralllm_fl.config import Value, app_directory
 from pluralllm_fl.evaluation import EVALUATION_SPLITS
 from pluralllm_fl.federation import updates
 from pluralllm_fl.federation.checks import SCORE_KEYS
@@ -133,6 +133,10 @@ class Server:
             for _, public in keys:
                 control.RegisterNode(RegisterNodeRequest(public_key=public_key_to_bytes(public)))
 
+    def run(self, app: Path, config: Mapping[str, Value]) -> None:
+        """Start a run of a Flower app."""
+        FlowerConnection("federation", self.folder / "server" / "flwr").start(app, config)
+
     def federate(self, name: str, **settings: Any) -> Path:
         """Start a run of the real ServerApp; return its directory."""
         config = {
@@ -142,8 +146,7 @@ class Server:
             "evaluate-with-training": True,
             **{key.replace("_", "-"): value for key, value in settings.items()},
         }
-        connection = FlowerConnection("federation", self.folder / "server" / "flwr")
-        connection.start(app_directory(), config)
+        self.run(app_directory(), config)
         return self.folder / "runs" / name
 
     def members(self) -> dict[str, list[psutil.Process]]:
@@ -220,11 +223,11 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def light_nodes(server: Server, keys: list[Keys]) -> Iterator[Traffic]:
-    """Keep nodes online."""
+def light_nodes(server: Server, keys: list[Keys], *, polling: bool = True) -> Iterator[Traffic]:
+    """Keep nodes online; without polling they are, but take no messages."""
     stop, online, traffic = threading.Event(), [threading.Event() for _ in keys], Traffic()
     threads = [
-        threading.Thread(target=_live, args=(server, *each, stop, traffic), daemon=True)
+        threading.Thread(target=_live, args=(server, *each, stop, traffic, polling), daemon=True)
         for each in zip(keys, range(len(keys)), online, strict=True)
     ]
     for thread in threads:
@@ -246,13 +249,14 @@ def _live(
     online: threading.Event,
     stop: threading.Event,
     traffic: Traffic,
+    polling: bool,
 ) -> None:
     """Be online; after an error of the server, which ends a SuperNode, start again."""
     address = f"localhost:{server.port}"
     while not stop.is_set():
         with http_request_response(address, False, server.trusted, keys) as connection:
             online.set()
-            stop.wait(random.uniform(0, POLL_SECONDS))
+            stop.wait(random.uniform(0, POLL_SECONDS) if polling else None)
             while not stop.is_set():
                 start = time.monotonic()
                 if not _serve(connection, number):
