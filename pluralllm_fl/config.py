@@ -37,12 +37,14 @@ class RunConfig:
     embedding_template: str
     embedding_cache: str
     architecture: Literal["pluralistic", "published"]
+    prototypes: int
+    coverage_features: int
+    memory_ridge: float
     width: int
     layers: int
     heads: int
     feed_forward: int
-    latent: int
-    loss: Literal["cross-entropy", "jensen-shannon", "normal-nll"]
+    loss: Literal["alignment", "cross-entropy", "jensen-shannon", "normal-nll"]
     local_steps: int
     learning_rate: float
     learning_rate_schedule: Literal["cosine", "constant"]
@@ -127,7 +129,8 @@ class RunConfig:
     def _validate(self) -> None:
         at_least: dict[str, float] = {
             "synthetic_groups": 2, "synthetic_questions": 2, "synthetic_respondents": 1,
-            "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "latent": 1, "local_steps": 1,
+            "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "local_steps": 1,
+            "prototypes": 1, "coverage_features": 2,
             "weight_decay": 0, "gradient_clip": 0, "context_min": 0, "target_min": 1,
             "num_server_rounds": 1, "expected_nodes": 0, "min_nodes": 1, "join_timeout": 0,
             "round_timeout": 1, "round_retries": 0, "max_update_norm": 0, "evaluate_every": 1,
@@ -142,6 +145,10 @@ class RunConfig:
         held_out = self.validation_fraction + self.test_fraction
         _require(held_out < 1, "test_fraction", self.test_fraction,
                  "below 1 together with validation-fraction")  # fmt: skip
+        _require(self.memory_ridge > 0, "memory_ridge", self.memory_ridge, "above 0")
+        _require(
+            self.coverage_features % 2 == 0, "coverage_features", self.coverage_features, "even"
+        )
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         _require(self.width % self.heads == 0, "width", self.width,
                  f"a multiple of heads ({self.heads})")  # fmt: skip

@@ -17,12 +17,8 @@ from torch import Tensor, nn
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.networks import PluralisticNetwork, PublishedNetwork
-
-NETWORKS: dict[str, type[PluralisticNetwork] | type[PublishedNetwork]] = {
-    "pluralistic": PluralisticNetwork,
-    "published": PublishedNetwork,
-}
+from pluralllm_fl.pluralistic import PluralisticNetwork
+from pluralllm_fl.published import PublishedNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +27,12 @@ class PredictorConfig:
 
     architecture: Literal["pluralistic", "published"] = "pluralistic"
     embedding_dim: int
+    prototypes: int = 8
+    coverage_features: int = 4096
     width: int = 128
-    layers: int = 2
+    layers: int = 6
     heads: int = 4
-    feed_forward: int = 256
-    latent: int = 32
+    feed_forward: int = 128
     embedding_model: str = "auto"
     embedding_pooling: Literal["mean", "last"] = "mean"
     embedding_template: str = "{question}\n\nA. {option}"
@@ -81,15 +78,21 @@ class PreferencePredictor(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        network = NETWORKS[config.architecture]
-        self.network: PluralisticNetwork | PublishedNetwork = network(
-            embedding_dim=config.embedding_dim,
-            width=config.width,
-            layers=config.layers,
-            heads=config.heads,
-            feed_forward=config.feed_forward,
-            latent=config.latent,
-        )
+        self.network: PluralisticNetwork | PublishedNetwork
+        if config.architecture == "published":
+            self.network = PublishedNetwork(
+                embedding_dim=config.embedding_dim,
+                width=config.width,
+                layers=config.layers,
+                heads=config.heads,
+                feed_forward=config.feed_forward,
+            )
+        else:
+            self.network = PluralisticNetwork(
+                embedding_dim=config.embedding_dim,
+                prototypes=config.prototypes,
+                coverage_features=config.coverage_features,
+            )
 
     def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
         """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.episodes import EpisodeSampler, GroupTable, QuestionBatch
+from pluralllm_fl.episodes import EpisodeSampler, GroupTable, IntArray, QuestionBatch
+from pluralllm_fl.memory import MOST_OPTIONS, remember
 from pluralllm_fl.optimizer import FlatAdamW
+from pluralllm_fl.pluralistic import PluralisticNetwork, js_distance
 from pluralllm_fl.predictor import Prediction, PreferencePredictor
 
 
@@ -39,7 +42,8 @@ def learning_rate_at(config: RunConfig, server_round: int) -> float:
 def prediction_loss(prediction: Prediction, targets: QuestionBatch, loss: str) -> Tensor:
     """Compare a prediction with the group's answers.
 
-    ``cross-entropy`` and ``jensen-shannon`` (divergence, natural log) are means over questions;
+    ``alignment`` (the Jensen-Shannon distance, 1 - the alignment score), ``jensen-shannon`` (its
+    square, the divergence) and ``cross-entropy`` are means over questions, in natural log;
     ``normal-nll`` is the published loss: the negative log-likelihood of the probabilities under
     Normal(predicted probability, exp(log_std)), mean over options.
     """
@@ -48,6 +52,8 @@ def prediction_loss(prediction: Prediction, targets: QuestionBatch, loss: str) -
     if loss == "cross-entropy":
         return torch.neg((q * log_p).sum()) / len(targets)
     p = log_p.exp()
+    if loss == "alignment":
+        return js_distance(targets.pad(p), targets.pad(q)).mean()
     if loss == "jensen-shannon":
         log_middle = ((p + q) / 2).clamp_min(1e-12).log()
         divergence = p * (log_p - log_middle) + torch.xlogy(q, q) - q * log_middle
@@ -59,6 +65,32 @@ def prediction_loss(prediction: Prediction, targets: QuestionBatch, loss: str) -
     return nll.mean()
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A group's place among the groups that train, as the server tells it.
+
+    Parameters
+    ----------
+    index, groups : int
+        Which of how many.
+    dilution : float
+        By how much averaging divides what this node alone changes: the inverse of its
+        weight in the round.
+    """
+
+    index: int = 0
+    groups: int = 1
+    dilution: float = 1.0
+
+    def prototype(self, prototypes: int) -> tuple[int, float]:
+        """Return which prototype is this group's, and the step towards its solution.
+
+        After averaging, a prototype that several groups share moves by the mean of their steps.
+        """
+        owners = len(range(self.index % prototypes, self.groups, prototypes))
+        return self.index % prototypes, self.dilution / owners
+
+
 def train_group(
     predictor: PreferencePredictor,
     table: GroupTable,
@@ -68,13 +100,19 @@ def train_group(
     local_steps: int,
     seed: int,
     proximal_mu: float = 0.0,
+    place: Place | None = None,
 ) -> TrainingResult:
     """Train in place on one group's training questions: one episode a step, fresh AdamW.
+
+    The published network trains all its weights. Ours trains its mixing coefficients, with the
+    group's own prototype hidden, then fits that prototype.
 
     Parameters
     ----------
     proximal_mu : float
-        Weight of FedProx's ``mu/2 ||w - w_global||^2`` (arXiv 1812.06127).
+        Weight of FedProx's ``mu/2 ||w - w_global||^2`` (arXiv 1812.06127) on what gradients train.
+    place : Place, optional
+        Default: the only group.
 
     Raises
     ------
@@ -83,22 +121,62 @@ def train_group(
     """
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
+    pool = table.members("train")
+    network, place = predictor.network, place or Place()
+    if not isinstance(network, PluralisticNetwork):
+        episodes = _episodes(table, pool, config, local_steps, rng)
+        loss = _descend(predictor, episodes, config, learning_rate, proximal_mu)
+        return TrainingResult(loss, len(pool), time.perf_counter() - start)
+    prototype, step = place.prototype(len(network.memory))
+    with network.without(prototype):
+        if not network.active().any():
+            learning_rate = 0.0  # before the first aggregate there is nothing to mix
+        episodes = _episodes(table, pool, config, local_steps, rng)
+        loss = _descend(predictor, episodes, config, learning_rate, proximal_mu)
+    kept = _at_most(table, rng.permutation(pool), MOST_OPTIONS)
+    remember(network, table.batch(kept), prototype=prototype, step=step, ridge=config.memory_ridge)
+    return TrainingResult(loss, len(pool), time.perf_counter() - start)
+
+
+def _episodes(
+    table: GroupTable, pool: IntArray, config: RunConfig, number: int, rng: np.random.Generator
+) -> Iterator[tuple[QuestionBatch, QuestionBatch]]:
     sampler = EpisodeSampler(
         (config.context_min, config.context_max), (config.target_min, config.target_max)
     )
-    pool = table.members("train")
-    optimizer = FlatAdamW(list(predictor.parameters()), learning_rate, config.weight_decay)
+    for _ in range(number):
+        context, targets = sampler.sample(pool, rng)
+        yield table.batch(context), table.batch(targets)
+
+
+def _descend(
+    predictor: PreferencePredictor,
+    episodes: Iterator[tuple[QuestionBatch, QuestionBatch]],
+    config: RunConfig,
+    learning_rate: float,
+    proximal_mu: float,
+) -> float:
+    """Take one AdamW step an episode; return the mean loss."""
+    network = predictor.network
+    trained = list(network.parameters())
+    if isinstance(network, PluralisticNetwork):
+        trained = [network.mixing]
+    optimizer = FlatAdamW(trained, learning_rate, config.weight_decay)
     origin = optimizer.values.clone()
     predictor.train()
-    total = 0.0
-    for _ in range(local_steps):
-        context, targets = (table.batch(index) for index in sampler.sample(pool, rng))
+    losses = []
+    for context, targets in episodes:
         loss = prediction_loss(predictor(context, targets), targets, config.loss)
-        total += loss.item()
+        losses.append(loss.item())
         loss.backward()  # type: ignore[no-untyped-call]
         if proximal_mu:
             optimizer.gradient.add_(optimizer.values - origin, alpha=proximal_mu)
         if config.gradient_clip:
             optimizer.clip(config.gradient_clip)
         optimizer.step()
-    return TrainingResult(total / local_steps, len(pool), time.perf_counter() - start)
+    return sum(losses) / len(losses)
+
+
+def _at_most(table: GroupTable, questions: IntArray, options: int) -> IntArray:
+    """Return as many of the first questions as have at most so many options, in table order."""
+    return np.sort(questions[table.size[questions].cumsum() <= options])

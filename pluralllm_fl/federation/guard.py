@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.federation.packing import packed, unpacked
+from pluralllm_fl.federation.packing import Packings, packed, unpacked
 from pluralllm_fl.federation.probe import GONE, Probes
 from pluralllm_fl.federation.records import count_bytes
 from pluralllm_fl.federation.roster import Node, Roster, pause, reason_of
@@ -110,18 +110,15 @@ class GuardedGrid(Grid):
     def _push(self, outcomes: list[Outcome]) -> dict[str, Outcome]:
         online = self.roster.refresh(self.inner)
         sent: list[tuple[Message, Outcome]] = []
-        contents: dict[int, RecordDict] = {}
+        known: Packings = {}
         for outcome in outcomes:
             metadata, original = outcome.message.metadata, outcome.message.content
             outcome.node = self._node(outcome.message)
             if outcome.node.node_id not in online:
                 outcome.problem = "the node is offline"
                 continue
-            # Strategies send the same records to every node: pack them once.
-            if id(original) not in contents:
-                contents[id(original)] = packed(original)
             message = Message(
-                contents[id(original)],
+                packed(original, known),
                 dst_node_id=outcome.node.node_id,
                 message_type=metadata.message_type,
                 group_id=metadata.group_id,

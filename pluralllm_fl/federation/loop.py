@@ -141,7 +141,7 @@ class RoundLoop:
             config["evaluate"] = True
             config["context-questions"] = self.config.context_questions
         self.grid.open_phase(train=True)
-        messages = self._configure("train", server_round, config)
+        messages = self._placed(self._configure("train", server_round, config))
         trained = {message.metadata.dst_node_id for message in messages}
         passengers = [m for m in passengers if m.metadata.dst_node_id not in trained]
         replies, scores = self._gather(
@@ -175,6 +175,31 @@ class RoundLoop:
             messages, server_round, train=False, attempts=2 if last and server_round else 1
         )
         self._score(server_round, replies, self._account(start))
+
+    def _placed(self, messages: Sequence[Message]) -> list[Message]:
+        """Tell every node its place among the training groups, and by how much it is averaged."""
+        nodes, seen = self.grid.roster.nodes, self.grid.roster.seen
+        asked = [nodes[message.metadata.dst_node_id - 1] for message in messages]
+        by_answers = self.config.client_weight == "answers"
+        weights = [node.train_questions if by_answers else 1 for node in asked]
+        placed = []
+        for message, node, weight in zip(messages, asked, weights, strict=True):
+            content = RecordDict(dict(message.content.items()))
+            for key, record in message.content.config_records.items():
+                content[key] = ConfigRecord(
+                    {
+                        **record,
+                        "place": seen.index(node.group),
+                        "places": len(seen),
+                        "dilution": sum(weights) / weight,
+                    }
+                )
+            metadata = message.metadata
+            placed.append(
+                Message(content, metadata.dst_node_id, metadata.message_type,
+                        ttl=metadata.ttl, group_id=metadata.group_id)
+            )  # fmt: skip
+        return placed
 
     def _rides(self, server_round: int) -> bool:
         """Return whether the model that comes into this round is evaluated by its messages."""

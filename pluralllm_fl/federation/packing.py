@@ -14,6 +14,8 @@ from flwr.clientapp.typing import ClientAppCallable
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation.records import to_arrays, to_record
 
+Packings = dict[int, tuple[ArrayRecord, ConfigRecord]]
+
 _PACKED, _LAYOUT = "packed", "layout/"
 _DTYPES = {
     *("float16", "float32", "float64", "bool"),
@@ -21,24 +23,39 @@ _DTYPES = {
 }
 
 
-def packed(content: RecordDict) -> RecordDict:
-    """Return the records with every array record packed into one array of bytes."""
+def packed(content: RecordDict, known: Packings | None = None) -> RecordDict:
+    """Return the records with every array record packed into one array of bytes.
+
+    Parameters
+    ----------
+    content : RecordDict
+    known : dict, optional
+        Filled and read by the identity of array records: a strategy sends the same record to
+        every node, so that it is packed once. Valid as long as those records live.
+    """
+    known = {} if known is None else known
     result = RecordDict()
     for key, record in content.items():
         if not isinstance(record, ArrayRecord):
             result[key] = record
             continue
-        arrays = {name: np.ascontiguousarray(a) for name, a in to_arrays(record).items()}
-        parts = [a.reshape(-1).view(np.uint8) for a in arrays.values()]
-        result[key] = to_record({_PACKED: np.concatenate([np.zeros(0, np.uint8), *parts])})
-        result[_LAYOUT + key] = ConfigRecord(
-            {
-                "names": list(arrays),
-                "dtypes": [str(a.dtype) for a in arrays.values()],
-                "shapes": [",".join(map(str, a.shape)) for a in to_arrays(record).values()],
-            }
-        )
+        if id(record) not in known:
+            known[id(record)] = _pack(record)
+        result[key], result[_LAYOUT + key] = known[id(record)]
     return result
+
+
+def _pack(record: ArrayRecord) -> tuple[ArrayRecord, ConfigRecord]:
+    arrays = to_arrays(record)
+    parts = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays.values()]
+    layout = ConfigRecord(
+        {
+            "names": list(arrays),
+            "dtypes": [str(a.dtype) for a in arrays.values()],
+            "shapes": [",".join(map(str, a.shape)) for a in arrays.values()],
+        }
+    )
+    return to_record({_PACKED: np.concatenate([np.zeros(0, np.uint8), *parts])}), layout
 
 
 def unpacked(content: RecordDict) -> RecordDict:

@@ -33,7 +33,7 @@ BIN = Path(sys.executable).parent
 NODES = 3
 SMALL = {
     "synthetic-groups": 4, "synthetic-questions": 40, "num-server-rounds": 2, "local-steps": 3,
-    "width": 32, "latent": 8, "context-max": 10, "target-min": 5, "target-max": 10,
+    "prototypes": 2, "coverage-features": 32, "context-max": 10, "target-min": 5, "target-max": 10,
     "context-questions": 10, "update-dtype": "int8",
 }  # fmt: skip
 # What a program finds that was started with `ray job submit`.

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = {
     "synthetic-groups": 6, "synthetic-questions": 120, "num-server-rounds": 3, "local-steps": 15,
-    "width": 64, "latent": 8,
+    "prototypes": 4, "coverage-features": 256,
 }  # fmt: skip
 
 

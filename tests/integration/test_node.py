@@ -22,7 +22,13 @@ TOPICS = ("tea", "rain", "maps", "bread", "trains", "music", "gardens", "ships",
 
 
 def context(node_config: dict[str, Any], **changes: Any) -> Context:
-    small = {"width": 16, "latent": 4, "context-questions": 4, "local-steps": 2, "target-min": 2}
+    small = {
+        "prototypes": 3,
+        "coverage-features": 64,
+        "context-questions": 4,
+        "local-steps": 2,
+        "target-min": 2,
+    }
     run_config = default_run_config() | small | {k.replace("_", "-"): v for k, v in changes.items()}
     return Context(
         run_id=1, node_id=2, node_config=node_config, state=RecordDict(), run_config=run_config

@@ -27,7 +27,9 @@ def table() -> GroupTable:
 @pytest.fixture
 def predictor() -> PreferencePredictor:
     torch.manual_seed(0)
-    return PreferencePredictor(PredictorConfig(embedding_dim=DIMENSION, width=32, latent=4)).eval()
+    return PreferencePredictor(
+        PredictorConfig(embedding_dim=DIMENSION, prototypes=2, coverage_features=32)
+    ).eval()
 
 
 def test_context_and_targets_never_overlap(table: GroupTable) -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.optimize import minimize
 
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.networks import PluralisticNetwork
+from pluralllm_fl.memory import remember
+from pluralllm_fl.pluralistic import PluralisticNetwork
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from tests.tiny import DIMENSION, tiny_table
 
@@ -26,9 +26,15 @@ def predictor(request: pytest.FixtureRequest) -> PreferencePredictor:
 def build(architecture: str) -> PreferencePredictor:
     torch.manual_seed(3)
     config = PredictorConfig(
-        architecture=architecture, embedding_dim=DIMENSION, width=32, feed_forward=48, latent=6
-    )
-    return PreferencePredictor(config).eval()
+        architecture=architecture, embedding_dim=DIMENSION, width=32, layers=2, feed_forward=48,
+        prototypes=3, coverage_features=64,
+    )  # fmt: skip
+    predictor = PreferencePredictor(config).eval()
+    if isinstance(predictor.network, PluralisticNetwork):
+        for prototype in range(2):
+            answers = tiny_table(seed=10 + prototype).batch(range(50))
+            remember(predictor.network, answers, prototype=prototype, step=1.0, ridge=0.1)
+    return predictor
 
 
 def shuffle_options(batch: QuestionBatch, seed: int) -> tuple[QuestionBatch, torch.Tensor]:
@@ -96,44 +102,6 @@ def test_context_changes_the_prediction(predictor: PreferencePredictor) -> None:
     assert (own - wrong).abs().max() > 1e-5
 
 
-def test_latent_is_the_posterior_mode() -> None:
-    """Converged Newton steps agree with scipy's minimiser of the negative log-posterior."""
-    network = build("pluralistic").network.double()
-    assert isinstance(network, PluralisticNetwork)
-    table = tiny_table()
-    batch = table.batch(range(20))
-    assert batch.distribution is not None
-    context = replace(
-        batch, embedding=batch.embedding.double(), distribution=batch.distribution.double()
-    )
-    with torch.no_grad():
-        prior, factors = (x.numpy() for x in network._options(context))
-        network.newton_steps = 30
-        (mode,) = network.encode_context(context)
-
-    def negative_log_posterior(z: np.ndarray) -> float:
-        total = 0.0
-        for i in range(len(context)):
-            member = context.question.numpy() == i
-            logits = prior[member] + factors[member] @ z
-            log_p = logits - np.logaddexp.reduce(logits)
-            total -= context.distribution.numpy()[member] @ log_p  # type: ignore[union-attr]
-        return total + z @ z / 2
-
-    expected = minimize(negative_log_posterior, np.zeros(len(mode)), tol=1e-12).x
-    np.testing.assert_allclose(mode.numpy(), expected, atol=1e-4)
-
-
-def test_two_newton_steps_come_close_to_the_mode() -> None:
-    network = build("pluralistic").network
-    context = tiny_table().batch(range(20))
-    with torch.no_grad():
-        (short,) = network.encode_context(context)
-        network.newton_steps = 30
-        (mode,) = network.encode_context(context)
-    assert (short - mode).norm() < 0.05 * mode.norm()
-
-
 def test_published_layer_equals_torch_encoder_with_a_mask() -> None:
     """Context tokens through our split pass = torch's encoder layer on all tokens, masked."""
     predictor = build("published")
@@ -176,7 +144,7 @@ def test_damaged_models_are_refused_with_the_reason(tmp_path: Path) -> None:
         PreferencePredictor.from_pretrained(tmp_path)
     weights.write_bytes(whole)
     tensors = load_file(weights)
-    tensors.pop("network.prior.weight")
+    tensors.pop("network.mixing")
     save_file(tensors, weights)
     with pytest.raises(ArtefactError, match="another model"):
         PreferencePredictor.from_pretrained(tmp_path)

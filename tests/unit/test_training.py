@@ -5,18 +5,19 @@ import math
 
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.predictor import Prediction, PredictorConfig, PreferencePredictor
-from pluralllm_fl.training import learning_rate_at, prediction_loss, train_group
+from pluralllm_fl.training import Place, learning_rate_at, prediction_loss, train_group
 from tests.tiny import DIMENSION, tiny_table
 
 pytestmark = pytest.mark.fast
 
 CONFIG = dataclasses.replace(
-    RunConfig.from_run_config(default_run_config()), width=32, feed_forward=48, latent=4,
-    context_max=10, target_min=5, target_max=15,
+    RunConfig.from_run_config(default_run_config()), width=32, layers=2, feed_forward=48,
+    prototypes=2, coverage_features=64, context_max=10, target_min=5, target_max=15,
 )  # fmt: skip
 
 
@@ -37,39 +38,80 @@ def test_losses_equal_direct_computations() -> None:
     q, log_p = batch.distribution, prediction.log_probability
     assert q is not None
     assert prediction.log_std is not None
-    cross, divergence = 0.0, 0.0
+    cross, divergence, distance = 0.0, 0.0, 0.0
     for i in range(12):
         p_i, q_i = log_p[batch.question == i].exp(), q[batch.question == i]
         middle = (p_i + q_i) / 2
         cross += float(-(q_i * p_i.log()).sum())
         divergence += float((p_i * (p_i / middle).log() + q_i * (q_i / middle).log()).sum() / 2)
+        distance += jensenshannon(p_i.numpy(), q_i.numpy())
     normal = torch.distributions.Normal(log_p.exp(), prediction.log_std.exp())
     expected = {
         "cross-entropy": cross / 12,
         "jensen-shannon": divergence / 12,
+        "alignment": distance / 12,
         "normal-nll": float(-normal.log_prob(q).mean()),
     }
     for name, value in expected.items():
-        assert prediction_loss(prediction, batch, name).item() == pytest.approx(value, abs=1e-5)
+        assert prediction_loss(prediction, batch, name).item() == pytest.approx(value, abs=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "loss"),
-    [
-        ("pluralistic", "cross-entropy"),
-        ("pluralistic", "jensen-shannon"),
-        ("published", "cross-entropy"),
-        ("published", "normal-nll"),
-    ],
-)
-def test_training_lowers_the_loss(architecture: str, loss: str) -> None:
-    config = dataclasses.replace(CONFIG, architecture=architecture, loss=loss)
+@pytest.mark.parametrize("loss", ["cross-entropy", "jensen-shannon", "alignment", "normal-nll"])
+def test_training_the_published_network_lowers_the_loss(loss: str) -> None:
+    config = dataclasses.replace(CONFIG, architecture="published", loss=loss)
     predictor, table = build(config), tiny_table()
     rounds = [
         train_group(predictor, table, config, learning_rate=3e-3, local_steps=30, seed=seed).loss
         for seed in range(6)
     ]
-    assert rounds[-1] < rounds[0] - 0.05
+    assert rounds[-1] < rounds[0] - 0.02
+
+
+def test_our_network_learns_to_mix_what_others_remember() -> None:
+    """One group like ours and a stranger: trusting the one that agrees with the context pays."""
+    config = dataclasses.replace(CONFIG, prototypes=3, context_min=5)
+    predictor, own, stranger = build(config), tiny_table(), tiny_table(seed=5)
+    for index, table in enumerate((own, stranger)):
+        train_group(
+            predictor, table, config, learning_rate=0.01, local_steps=1, seed=0,
+            place=Place(index, 3),
+        )  # fmt: skip
+    remembered = predictor.state_dict()["network.memory"].clone()
+    predictor.network.mixing.data.fill_(-3.0)  # believe nobody
+    losses = []
+    for seed in range(4):
+        result = train_group(
+            predictor, own, config, learning_rate=0.05, local_steps=40, seed=seed,
+            place=Place(2, 3),
+        )  # fmt: skip
+        losses.append(result.loss)
+    assert losses[-1] < losses[0] - 0.05
+    assert torch.equal(predictor.state_dict()["network.memory"][:2], remembered[:2])
+
+
+@pytest.mark.parametrize(("groups", "prototypes"), [(3, 3), (5, 2)])
+def test_averaging_brings_every_prototype_to_the_mean_of_its_owners(
+    groups: int, prototypes: int
+) -> None:
+    """Nodes take steps that undo the averaging: one round suffices, with any weights."""
+    config = dataclasses.replace(CONFIG, prototypes=prototypes)
+    tables = [tiny_table(seed=seed) for seed in range(groups)]
+    weights = [1.0 + index for index in range(groups)]
+    alone, together = [], torch.zeros_like(build(config).state_dict()["network.memory"])
+    for index, table in enumerate(tables):
+        for place in (Place(), Place(index, groups, sum(weights) / weights[index])):
+            predictor = build(config)
+            train_group(
+                predictor, table, config, learning_rate=0.01, local_steps=1, seed=0, place=place
+            )
+            memory = predictor.state_dict()["network.memory"]
+            if place == Place():
+                alone.append(memory[0])
+            else:
+                together += memory * weights[index] / sum(weights)
+    for prototype in range(prototypes):
+        owners = torch.stack(alone[prototype::prototypes])
+        torch.testing.assert_close(together[prototype], owners.mean(0), atol=1e-4, rtol=1e-4)
 
 
 def test_same_seed_same_bits() -> None:
@@ -102,11 +144,12 @@ def test_training_never_reads_validation_or_test_answers() -> None:
 
 def test_proximal_term_keeps_the_model_near_the_global_one() -> None:
     distances = []
+    config = dataclasses.replace(CONFIG, architecture="published", loss="cross-entropy")
     for mu in (0.0, 10.0):
-        predictor = build()
+        predictor = build(config)
         start = [p.detach().clone() for p in predictor.parameters()]
         train_group(
-            predictor, tiny_table(), CONFIG,
+            predictor, tiny_table(), config,
             learning_rate=1e-3, local_steps=20, seed=0, proximal_mu=mu,
         )  # fmt: skip
         moved = zip(predictor.parameters(), start, strict=True)

@@ -1,0 +1,59 @@
+"""A group's prototype, fitted in closed form on its node (network: `pluralistic`)."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from pluralllm_fl.episodes import QuestionBatch
+from pluralllm_fl.pluralistic import BIAS, PluralisticNetwork, centred
+
+SMALLEST_SHARE = 1e-3  # added to every share before the logarithm
+COVERAGE_RIDGE = 0.1
+MOST_OPTIONS = 8000  # the system to solve is dense: 256 MB at this size
+
+
+@torch.no_grad()
+def remember(
+    network: PluralisticNetwork,
+    answers: QuestionBatch,
+    *,
+    prototype: int,
+    step: float,
+    ridge: float,
+) -> None:
+    """Move a prototype towards the ridge solution on these answers, in place.
+
+    The matrix minimises ``Σ ([b, q]ᵀ M d - log share)² + ridge ‖M‖²`` with logits and log shares
+    centred in each question; the coverage vector regresses 1 on the features of the questions.
+
+    Parameters
+    ----------
+    answers : QuestionBatch
+        With distributions; at most `MOST_OPTIONS` options.
+    step : float
+        1 reaches the solution. A node of a federation takes as many times that as averaging
+        divides it by.
+    ridge : float
+    """
+    assert answers.distribution is not None, "a memory is made of answers"
+    question, option = network.represent(answers)
+    biased = F.pad(question, (1, 0), value=BIAS)
+    wanted = centred((answers.distribution + SMALLEST_SHARE).log(), answers)
+    similar = (biased @ biased.T)[answers.question[:, None], answers.question[None]]
+    gram = centred(centred(similar * (option @ option.T), answers).T, answers)
+    dual = centred(_ridge(gram, wanted, ridge), answers)
+    directions = option.new_zeros(len(answers), option.shape[1])
+    directions.index_add_(0, answers.question, dual[:, None] * option)
+    features = network.cover(question)
+    known = _ridge(features @ features.T, torch.ones_like(question[:, 0]), COVERAGE_RIDGE)
+    for own, solution in (
+        (network.memory[prototype], biased.T @ directions),
+        (network.coverage[prototype], features.T @ known),
+    ):
+        own.lerp_(solution, step)
+
+
+def _ridge(gram: Tensor, wanted: Tensor, ridge: float) -> Tensor:
+    """Solve ``(gram + ridge) x = wanted``."""
+    gram.diagonal().add_(ridge)
+    return torch.cholesky_solve(wanted[:, None], torch.linalg.cholesky(gram))[:, 0]

@@ -1,0 +1,262 @@
+"""Our network: what the seen groups said, recalled from a memory and adapted to the group asked.
+
+Notation of docs/recipe.md: a question is a unit vector ``q``, the mean of its options' embeddings;
+an option is a vector ``d``: its deviation from that mean, of length 1, and the squares of that.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from pluralllm_fl.episodes import QuestionBatch
+
+# Mixing starts from what training groups outside the paper's 14 countries settled on; logarithms.
+MIXING = {
+    "agreement": 3.6,  # weight of a prototype's agreement with the context
+    "doubt": 2.1,  # questions that count as much as this prior: all prototypes agree alike
+    "evidence": 2.9,  # respondents that one context answer counts for
+    "spread": -2.0,  # variance along the differences between prototypes
+    "novelty": 0.0,  # variance of what no prototype says
+    "question_scale": 0.4,  # how fast similarity falls with the distance of questions
+    "option_scale": 0.4,  # and of options
+    "temperature": 0.0,  # sharpness of the recalled answers
+    "trust": -0.45,  # power of the coverage in the weights
+}
+BIAS = math.sqrt(0.5)  # constant beside q: options have a meaning of their own
+SQUARES = math.sqrt(0.5)  # weight of an option's squares
+COVERAGE_SCALE = math.sqrt(10.0)
+LEAST_COVERAGE = 0.02
+NEWTON_STEPS = 6
+LONGEST_STEP = 2.0  # in logits
+
+
+class Recall(NamedTuple):
+    """What the memory holds on a batch of questions.
+
+    `question` (Q, dim) and `option` (N, 2 dim) represent them, `logits` (N, prototypes) what each
+    prototype answers, `coverage` (Q, prototypes) how well it knows the question, in 0..1.
+    """
+
+    question: Tensor
+    option: Tensor
+    logits: Tensor
+    coverage: Tensor
+
+
+class PluralisticNetwork(nn.Module):
+    """A federated memory of the seen groups and a Gaussian process around it.
+
+    *Memory.* Each training group owns a prototype ``k`` (several share one if there are more groups
+    than prototypes): a matrix ``M_k`` that says how the group answers, ``logit = [b, q]ᵀ M_k d``,
+    fitted in closed form on the group's node, and a vector that says which questions it covers.
+
+    *Prior.* The prototypes' logits are averaged (a product of experts, as in distributed Gaussian
+    processes, Deisenroth and Ng 2015, arXiv 1502.02843), weighted by coverage of the question
+    and by ``softmax`` of how well each agrees with the context.
+
+    *Posterior.* The group asked differs from that by a Gaussian process over options, along the
+    prototypes' differences and in the space of embeddings; the context answers condition it
+    (Laplace approximation of the multinomial likelihood). An empty context leaves the prior, a long
+    one overrules it, order cannot matter.
+
+    The nine mixing coefficients are all that gradients train, on groups whose own prototype is
+    hidden, which makes every training group an unseen one.
+
+    Parameters
+    ----------
+    embedding_dim, prototypes, coverage_features : int
+    """
+
+    def __init__(self, *, embedding_dim: int, prototypes: int, coverage_features: int) -> None:
+        super().__init__()
+        self.memory = nn.Parameter(torch.zeros(prototypes, embedding_dim + 1, 2 * embedding_dim))
+        self.coverage = nn.Parameter(torch.zeros(prototypes, coverage_features))
+        self.mixing = nn.Parameter(torch.tensor(list(MIXING.values())))
+        # Part of the architecture, never sent.
+        frequencies = COVERAGE_SCALE * orthogonal_frequencies(coverage_features // 2, embedding_dim)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.hidden: int | None = None
+
+    @contextmanager
+    def without(self, prototype: int) -> Iterator[None]:
+        """Hide one prototype: its group is asked as an unseen one."""
+        self.hidden = prototype
+        try:
+            yield
+        finally:
+            self.hidden = None
+
+    def active(self) -> Tensor:
+        """Return which prototypes hold something and are not hidden, (prototypes,)."""
+        filled = self.coverage.detach().abs().amax(dim=1) > 0
+        if self.hidden is not None:
+            filled[self.hidden] = False
+        return filled
+
+    def represent(self, batch: QuestionBatch) -> tuple[Tensor, Tensor]:
+        """Return question vectors (Q, dim) and option vectors (N, 2 dim).
+
+        The squares let a prototype tell options apart that lie in opposite directions alike.
+        """
+        x = batch.embedding
+        total = x.new_zeros(len(batch), x.shape[1]).index_add(0, batch.question, x)
+        mean = total / batch.size[:, None]
+        deviation = F.normalize(x - mean[batch.question], dim=1)
+        squares = F.normalize(deviation.square() - 1 / x.shape[1], dim=1) * SQUARES
+        return F.normalize(mean, dim=1), torch.cat([deviation, squares], dim=1)
+
+    def cover(self, question: Tensor) -> Tensor:
+        """Return random Fourier features of question vectors, (Q, coverage features)."""
+        angle = question @ self.get_buffer("frequencies").T
+        return torch.cat([angle.cos(), angle.sin()], dim=1) / math.sqrt(angle.shape[1])
+
+    @torch.no_grad()
+    def recall(self, batch: QuestionBatch) -> Recall:
+        """Ask every prototype about these questions; no gradient reaches the memory."""
+        question, option = self.represent(batch)
+        biased = F.pad(question, (1, 0), value=BIAS)
+        columns = [((biased @ m)[batch.question] * option).sum(1) for m in self.memory]
+        logits = centred(torch.stack(columns, dim=1), batch)
+        coverage = (self.cover(question) @ self.coverage.T).clamp(LEAST_COVERAGE, 1.0)
+        return Recall(question, option, logits, coverage)
+
+    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+        """Condition on a group's answers.
+
+        Returns
+        -------
+        tuple of Tensor
+            Weights of the prototypes (prototypes,), then of every context option the vectors of
+            its question and of itself (C, dim), its differences between prototypes
+            (C, prototypes) and its coefficient in the posterior mean (C,).
+        """
+        mixing = self._mixing()
+        active = self.active()
+        if context is None or not len(context):
+            none = self.mixing.new_zeros(0, self.memory.shape[2] // 2)
+            difference = self.mixing.new_zeros(0, len(active))
+            return active / active.sum().clamp(min=1), none, none, difference, none[:, 0]
+        assert context.distribution is not None, "context questions carry answers"
+        recall = self.recall(context)
+        weight = self._agreement(context, recall, active, mixing)
+        prior, difference = self._prior(context, recall, weight, mixing)
+        rows = _rows(recall, context)
+        covariance = self._covariance((*rows, difference), (*rows, difference), mixing)
+        coefficient = _posterior(context, prior, covariance, mixing["evidence"].exp())
+        return weight, *rows, difference, coefficient
+
+    def score(
+        self, context: tuple[Tensor, ...], targets: QuestionBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of the targets' options, shape (N,), and no uncertainty."""
+        mixing = self._mixing()
+        weight, *known, coefficient = context
+        recall = self.recall(targets)
+        prior, difference = self._prior(targets, recall, weight, mixing)
+        if len(coefficient):
+            asked = (*_rows(recall, targets), difference)
+            prior = prior + self._covariance(asked, tuple(known), mixing) @ coefficient
+        return prior, None
+
+    def _mixing(self) -> dict[str, Tensor]:
+        return dict(zip(MIXING, self.mixing.unbind(), strict=True))
+
+    def _agreement(
+        self, context: QuestionBatch, recall: Recall, active: Tensor, mixing: dict[str, Tensor]
+    ) -> Tensor:
+        """Weigh the prototypes by how much closer to the context they are than the others."""
+        answers = context.pad(recall.logits).masked_fill(~context.mask[..., None], -torch.inf)
+        true = context.pad(context.distribution)[..., None]  # type: ignore[arg-type]
+        closeness = 1 - js_distance(answers.softmax(dim=1), true)  # (Q, prototypes)
+        trust = recall.coverage ** mixing["trust"].exp() * active
+        average = (trust * closeness).sum(1) / trust.sum(1).clamp(min=1e-12)
+        gain = (trust * (closeness - average[:, None])).sum(0)
+        score = mixing["agreement"].exp() * gain / (trust.sum(0) + mixing["doubt"].exp())
+        weight = (score - score.detach().max()).exp() * active
+        return weight / weight.sum().clamp(min=1e-12)
+
+    def _prior(
+        self, batch: QuestionBatch, recall: Recall, weight: Tensor, mixing: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weighted logits (N,) and the prototypes' differences from them."""
+        share = recall.coverage ** mixing["trust"].exp() * weight
+        share = (share / share.sum(1, keepdim=True).clamp(min=1e-12))[batch.question]
+        mean = (recall.logits * share).sum(1)
+        difference = (recall.logits - mean[:, None]) * (share + 1e-12).sqrt()
+        return mean * mixing["temperature"].exp(), difference
+
+    def _covariance(
+        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], mixing: dict[str, Tensor]
+    ) -> Tensor:
+        (q, d, x), (other_q, other_d, other_x) = rows, columns
+        apart = mixing["question_scale"].exp() * (q @ other_q.T - 1)
+        apart = apart + mixing["option_scale"].exp() * (d @ other_d.T - 1)
+        learned = mixing["spread"].exp() * (x @ other_x.T)
+        return learned + mixing["novelty"].exp() * apart.exp()
+
+
+def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
+    """Draw frequencies of a Gaussian kernel, orthogonal in blocks (arXiv 1610.09072).
+
+    Returns
+    -------
+    Tensor, shape (number, dimension)
+        Always the same; rows have the lengths of standard normal vectors.
+    """
+    generator = torch.Generator().manual_seed(0)
+    blocks = []
+    for _ in range(math.ceil(number / dimension)):
+        normal, lengths = torch.randn(2, dimension, dimension, generator=generator)
+        blocks.append(torch.linalg.qr(normal).Q * lengths.norm(dim=1, keepdim=True))
+    return torch.cat(blocks)[:number]
+
+
+def centred(flat: Tensor, batch: QuestionBatch) -> Tensor:
+    """Subtract from each option the mean over the options of its question."""
+    total = flat.new_zeros(len(batch), *flat.shape[1:]).index_add(0, batch.question, flat)
+    size = batch.size.view(-1, *[1] * (flat.dim() - 1))
+    return flat - (total / size)[batch.question]
+
+
+def js_distance(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon distance along dimension 1 (natural log), smooth at 0."""
+    log_middle = ((p + q) / 2).clamp_min(1e-9).log()
+    terms = p * (p.clamp_min(1e-9).log() - log_middle) + q * (q.clamp_min(1e-9).log() - log_middle)
+    return (terms.sum(dim=1).clamp_min(0) / 2 + 1e-6).sqrt()
+
+
+def _rows(recall: Recall, batch: QuestionBatch) -> tuple[Tensor, Tensor]:
+    """Return the unit vectors of every option's question and of its own deviation, (N, dim)."""
+    dim = recall.question.shape[1]
+    return recall.question[batch.question], recall.option[:, :dim]
+
+
+def _posterior(
+    context: QuestionBatch, prior: Tensor, covariance: Tensor, evidence: Tensor
+) -> Tensor:
+    """Find the mode of the posterior by Newton's method (Rasmussen and Williams 2006, §3.5).
+
+    Returns the coefficients of the posterior mean in the covariance with the context options.
+    """
+    assert context.distribution is not None
+    same = (context.question[:, None] == context.question[None]).to(prior.dtype)
+    identity = torch.eye(len(prior), device=prior.device, dtype=prior.dtype)
+    deviation = torch.zeros_like(prior)
+    coefficient = torch.zeros_like(prior)
+    for _ in range(NEWTON_STEPS):
+        logits = context.pad(prior + deviation).masked_fill(~context.mask, -torch.inf)
+        p = context.flatten(logits.softmax(dim=1))
+        weight = evidence * (torch.diag(p) - same * p[:, None] * p[None])
+        wanted = weight @ deviation + evidence * (context.distribution - p)
+        full = torch.linalg.solve(identity + weight @ covariance, wanted)
+        # Far from the mode a full step overshoots.
+        move = covariance @ (full - coefficient)
+        step = (LONGEST_STEP / move.detach().abs().max().clamp(min=1e-12)).clamp(max=1.0)
+        coefficient = coefficient + step * (full - coefficient)
+        deviation = deviation + step * move
+    return coefficient

@@ -1,0 +1,133 @@
+"""Memory and posterior against explicit linear algebra and the conditions of the optimum."""
+
+import numpy as np
+import pytest
+import torch
+
+import pluralllm_fl.pluralistic as pluralistic
+from pluralllm_fl.episodes import QuestionBatch
+from pluralllm_fl.memory import SMALLEST_SHARE, remember
+from pluralllm_fl.pluralistic import BIAS, SQUARES, PluralisticNetwork
+from tests.tiny import DIMENSION, tiny_table
+
+pytestmark = pytest.mark.fast
+
+
+def network(prototypes: int = 3, filled: int = 2) -> PluralisticNetwork:
+    result = PluralisticNetwork(
+        embedding_dim=DIMENSION, prototypes=prototypes, coverage_features=128
+    )
+    for prototype in range(filled):
+        answers = tiny_table(seed=prototype).batch(range(50))
+        remember(result, answers, prototype=prototype, step=1.0, ridge=0.1)
+    return result
+
+
+def features(batch: QuestionBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Question and option vectors, one question at a time."""
+    questions, options = [], []
+    for i in range(len(batch)):
+        x = batch.embedding[batch.question == i].numpy().astype(np.float64)
+        mean = x.mean(0)
+        deviation = (x - mean) / np.linalg.norm(x - mean, axis=1, keepdims=True)
+        squares = deviation**2 - 1 / DIMENSION
+        squares *= SQUARES / np.linalg.norm(squares, axis=1, keepdims=True)
+        questions.append(mean / np.linalg.norm(mean))
+        options.append(np.hstack([deviation, squares]))
+    return np.array(questions), np.concatenate(options)
+
+
+def test_a_prototype_is_the_ridge_solution() -> None:
+    """Against the normal equations over all products of features, centred in each question."""
+    batch, ridge = tiny_table().batch(range(15)), 0.2
+    result = PluralisticNetwork(embedding_dim=DIMENSION, prototypes=1, coverage_features=64)
+    remember(result, batch, prototype=0, step=1.0, ridge=ridge)
+    questions, options = features(batch)
+    index = batch.question.numpy()
+    biased = np.hstack([np.full((len(questions), 1), BIAS), questions])[index]
+    rows = np.einsum("ni,nj->nij", biased, options).reshape(len(options), -1)
+    assert batch.distribution is not None
+    wanted = np.log(batch.distribution.numpy().astype(np.float64) + SMALLEST_SHARE)
+    for i in range(len(batch)):
+        rows[index == i] -= rows[index == i].mean(0)
+        wanted[index == i] -= wanted[index == i].mean()
+    expected = np.linalg.solve(rows.T @ rows + ridge * np.eye(rows.shape[1]), rows.T @ wanted)
+    found = result.memory[0].detach().numpy()
+    np.testing.assert_allclose(found.ravel(), expected, atol=2e-4)
+    recalled = result.recall(batch).logits[:, 0].numpy()
+    np.testing.assert_allclose(recalled, rows @ expected, atol=1e-3)
+
+
+def test_coverage_tells_known_questions_from_unknown_ones() -> None:
+    table = tiny_table()
+    result = PluralisticNetwork(embedding_dim=DIMENSION, prototypes=1, coverage_features=4096)
+    remember(result, table.batch(range(50)), prototype=0, step=1.0, ridge=0.1)
+    coverage = result.recall(table.batch(range(60))).coverage[:, 0]
+    assert coverage[:50].min() > 0.8
+    assert coverage[50:].max() < 0.2
+
+
+def test_random_features_approximate_the_gaussian_kernel() -> None:
+    result = PluralisticNetwork(embedding_dim=DIMENSION, prototypes=1, coverage_features=8192)
+    q, _ = result.represent(tiny_table().batch(range(30)))
+    features = result.cover(q)
+    expected = torch.exp(-torch.cdist(q, q).square() * pluralistic.COVERAGE_SCALE**2 / 2)
+    torch.testing.assert_close(features @ features.T, expected, atol=0.05, rtol=0)
+
+
+def test_posterior_satisfies_the_condition_of_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the mode the coefficients are evidence x (answers - predicted)."""
+    monkeypatch.setattr(pluralistic, "NEWTON_STEPS", 30)
+    result = network().double()
+    batch = tiny_table(seed=7).batch(range(20))
+    assert batch.distribution is not None
+    context = QuestionBatch(
+        batch.embedding.double(), batch.question, batch.position, batch.size,
+        batch.distribution.double(),
+    )  # fmt: skip
+    with torch.no_grad():
+        encoded = result.encode_context(context)
+        logits, _ = result.score(encoded, context)
+    coefficient, evidence = encoded[-1].numpy(), float(result.mixing[2].detach().exp())
+    for i in range(len(context)):
+        member = context.question.numpy() == i
+        p = np.exp(logits.numpy()[member] - np.logaddexp.reduce(logits.numpy()[member]))
+        answers = context.distribution.numpy()[member]  # type: ignore[union-attr]
+        np.testing.assert_allclose(coefficient[member], evidence * (answers - p), atol=1e-6)
+
+
+def test_few_newton_steps_come_close_to_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, context = network(), tiny_table(seed=7).batch(range(50))
+    with torch.no_grad():
+        few = result.score(result.encode_context(context), context)[0]
+        monkeypatch.setattr(pluralistic, "NEWTON_STEPS", 30)
+        many = result.score(result.encode_context(context), context)[0]
+    assert (few - many).norm() < 1e-3 * many.norm()
+
+
+def test_a_hidden_prototype_has_no_influence() -> None:
+    table = tiny_table(seed=7)
+    context, targets = table.batch(range(20)), table.batch(range(20, 60))
+    result = network()
+    with torch.no_grad(), result.without(1):
+        before = result.score(result.encode_context(context), targets)[0]
+        result.memory[1].fill_(3.0)
+        after = result.score(result.encode_context(context), targets)[0]
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-4)
+
+
+def test_the_prototype_that_agrees_with_the_context_wins() -> None:
+    result = network()
+    for own in range(2):
+        with torch.no_grad():
+            weight = result.encode_context(tiny_table(seed=own).batch(range(40)))[0]
+        assert int(weight.argmax()) == own
+        assert float(weight[2]) == 0  # nobody's prototype
+        assert float(weight.sum()) == pytest.approx(1)
+
+
+def test_without_any_memory_the_prior_is_uniform() -> None:
+    result = network(filled=0)
+    with torch.no_grad():
+        logits, _ = result.score(result.encode_context(None), tiny_table().batch(range(10)))
+    assert float(logits.abs().max()) == 0
