@@ -6,6 +6,7 @@ permitted. The fixtures inject the faults; every test asserts what became of one
 """
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -20,6 +21,10 @@ from typing import Any
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
@@ -92,7 +97,7 @@ def federation(
         for group in (*TRAINING[:-1], UNSEEN):
             deployment.start_node(group)
         deployment.start_run()
-        time.sleep(5)
+        deployment.wait(lambda: deployment.status == "running", 120, "the run to look for nodes")
         deployment.start_node(TRAINING[-1])
         deployment.wait(lambda: deployment.round >= 1, 180, "round 1")
         yield deployment
@@ -264,6 +269,7 @@ def kill_superlink(federation: Deployment) -> None:
 def reboot(federation: Deployment) -> None:
     for name in ("run", "superlink", "gateway"):
         federation.units[name].stop(signal.SIGKILL)
+    assert not federation.listens()
     for name in ("superlink", "gateway", "run"):
         federation.units[name].start()
 
@@ -368,28 +374,27 @@ def test_intruder_is_refused(intruders: dict[str, Unit], intruder: str, message:
 
 def test_expired_certificate_is_refused_and_explained(server_faults: Deployment) -> None:
     """The server shows a certificate of the right authority that is no longer valid."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
     federation = server_faults
-    server = federation.folder / "server"
-    old = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
+    gateway, certificate = federation.units["gateway"], federation.folder / "server" / "server.crt"
     authority = load_pem_private_key((federation.folder / "ca" / "ca.key").read_bytes(), None)
+    assert isinstance(authority, EllipticCurvePrivateKey)
+    certificate.write_bytes(certificate_pem(expired(certificate.read_bytes(), authority)))
+    gateway.stop()
+    assert not federation.listens()  # nobody is left who could show the certificate of before
+    gateway.start()
+    federation.wait(federation.listens, 30, "the gateway to listen again")
+    done = federation.call(UNSEEN, federation.node(UNSEEN) / "check.sh")
+    assert done.returncode == 1
+    assert "expired" in done.stdout, done.stdout + done.stderr
+
+
+def expired(pem: bytes, authority: EllipticCurvePrivateKey) -> x509.Certificate:
+    """Return the same certificate but for its dates: it ended yesterday."""
+    old = x509.load_pem_x509_certificate(pem)
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     builder = x509.CertificateBuilder(
         issuer_name=old.issuer, subject_name=old.subject, public_key=old.public_key(),
         serial_number=x509.random_serial_number(), not_valid_before=past - datetime.timedelta(9),
         not_valid_after=past, extensions=list(old.extensions),
     )  # fmt: skip
-    expired = builder.sign(authority, hashes.SHA256())  # type: ignore[arg-type]
-    (server / "server.crt").write_bytes(certificate_pem(expired))
-    federation.units["gateway"].stop()
-    federation.units["gateway"].start()
-    time.sleep(2)
-    done = federation.call(UNSEEN, federation.node(UNSEEN) / "check.sh")
-    assert done.returncode == 1
-    assert "expired" in done.stdout, done.stdout + done.stderr
+    return builder.sign(authority, hashes.SHA256())
