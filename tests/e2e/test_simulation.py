@@ -1,11 +1,13 @@
 """The main job for real: simulation.py and `flwr run`, their artefacts and what uses them."""
 
+import csv
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from pluralllm_fl.embedding.cache import default_cache_dir
 from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
@@ -24,12 +25,11 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = {
-    "synthetic-groups": 6, "synthetic-questions": 120, "num-server-rounds": 3, "local-steps": 15,
+    "synthetic-groups": 6, "synthetic-questions": 80, "num-server-rounds": 3, "local-steps": 15,
     "width": 64, "latent": 8,
 }  # fmt: skip
 
 
-USUAL_CACHE = default_cache_dir()
 ASSIGNMENTS = [f"--set={key}={value}" for key, value in SMALL.items()]
 
 
@@ -163,11 +163,9 @@ def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Pa
     )
 
 
-def test_same_seed_same_bits_also_through_flwr_run(run: Path, tmp_path: Path) -> None:
+def test_same_seed_same_bits_through_flwr_run(run: Path, tmp_path: Path) -> None:
+    """That a second simulation ends with the same bits is part of the test of resuming."""
     weights = (run / "model" / "model.safetensors").read_bytes()
-    (tmp_path / "again").mkdir()
-    simulate(tmp_path / "again")
-    assert (only_run(tmp_path / "again") / "model" / "model.safetensors").read_bytes() == weights
     # A cold cache: now the nodes embed, with one thread, and not the launcher.
     own = {"output-dir": str(tmp_path / "flwr"), "embedding-cache": str(tmp_path / "cache")}
     other = flwr_run(tmp_path, {**SMALL, **own}, supernodes=6)
@@ -189,10 +187,15 @@ def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path, mar
         [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(tmp_path), *ASSIGNMENTS],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env={**os.environ, "COLUMNS": "200"},
+        # A shell that runs the tests in its background lets them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    assert until(lambda: list(tmp_path.glob("*/checkpoints/round-0001")) or process.poll(), 90)
+    saved = until(
+        lambda: list(tmp_path.glob("*/checkpoints/round-0001")) or process.poll() is not None, 150
+    )
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=60)[0]
+    assert saved, text
     assert process.returncode == 130, text
     assert started(mark) == []
     assert "Traceback" not in text
@@ -234,14 +237,19 @@ def test_a_custom_strategy_from_the_working_folder(tmp_path: Path) -> None:
 
 def test_real_survey(shared_data: Path, tmp_path: Path) -> None:
     """Two short rounds on the real survey: the paper's groups by default, better than uniform."""
-    path = shared_data / "global_opinions" / "global_opinions.csv"
+    with (shared_data / "global_opinions" / "global_opinions.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    # Every eighth question, in a stable order: embedding all of them takes minutes.
+    kept = [row for row in rows if zlib.crc32(row[header.index("question")].encode()) % 8 == 0]
+    with (tmp_path / "global_opinions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
     simulate(
-        tmp_path, f"--dataset={path}", "--rounds=2", "--set=local-steps=10",
-        f"--output-dir={tmp_path}", f"--set=embedding-cache={USUAL_CACHE}", new=False,
+        tmp_path, f"--dataset={file.name}", "--rounds=2", "--set=local-steps=10",
+        f"--output-dir={tmp_path}", new=False,
     )  # fmt: skip
     summary = read(only_run(tmp_path) / "summary.json")
     assert (len(summary["seen"]["by_group"]), len(summary["unseen"]["by_group"])) == (8, 6)
-    assert summary["unseen"]["uniform"] == pytest.approx(0.65, abs=0.01)
+    assert summary["unseen"]["uniform"] == pytest.approx(0.65, abs=0.02)
     assert summary["unseen"]["alignment"] > summary["unseen"]["uniform"] + 0.03
 
 
