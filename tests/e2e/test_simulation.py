@@ -15,7 +15,9 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+from pluralllm_fl.cli import app
 from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
@@ -30,6 +32,18 @@ SMALL = {
 }  # fmt: skip
 
 
+STRATEGY = """
+from pathlib import Path
+
+from flwr.serverapp.strategy import FedAvg
+
+
+class Mine(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        with Path(__file__).with_name("rounds.txt").open("a") as file:
+            file.write(f"{server_round} ")
+        return super().aggregate_train(server_round, replies)
+"""
 ASSIGNMENTS = [f"--set={key}={value}" for key, value in SMALL.items()]
 
 
@@ -67,9 +81,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One small finished run, simulated once for all tests that only read it."""
+    """One small finished run, simulated once for all tests that only read it.
+
+    Its strategy lies in the working folder, and is FedAvg but for the rounds that it writes down.
+    """
     output = tmp_path_factory.mktemp("first")
-    (output / "stdout.txt").write_text(simulate(output).stdout)
+    (output / "my_strategy.py").write_text(STRATEGY)
+    done = simulate(output, "--set=strategy=my_strategy:Mine")
+    (output / "stdout.txt").write_text(done.stdout)
     return only_run(output)
 
 
@@ -97,6 +116,11 @@ def test_artefacts_are_complete_and_agree(run: Path) -> None:
     printed = (run.parent / "stdout.txt").read_text()
     assert all(f"{summary['unseen']['by_group'][g]:.4f}" in printed for g in groups["unseen"])
     assert "report.html" in printed
+
+
+def test_a_custom_strategy_from_the_working_folder(run: Path) -> None:
+    assert read(run / "run.json")["config"]["strategy"] == "my_strategy:Mine"
+    assert (run.parent / "rounds.txt").read_text() == "1 2 3 "
 
 
 def test_learning_beats_the_uniform_guess(run: Path) -> None:
@@ -153,7 +177,7 @@ def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Pa
     command = [BIN / "pluralllm", "predict", run, "--context", answers]
     command += ["--question", "Do you trust the courts?", "--option", "Yes", "--option", "No"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    told = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    told = CliRunner().invoke(app, [*map(str, command[1:]), "--json"])
     distribution = json.loads(told.stdout)["distribution"]
     assert sum(distribution) == pytest.approx(1)
     assert f"{100 * distribution[0]:.1f}%" in shown.stdout
@@ -223,16 +247,6 @@ def test_failed_run_says_why_and_leaves_nothing_running(tmp_path: Path, mark: st
     cause = read(tmp_path / "short" / "run.json")["error"]
     assert cause.split(".")[0] in result.stderr
     assert f"Flower's log: {tmp_path / 'short' / 'flower.log'}" in result.stderr
-
-
-def test_a_custom_strategy_from_the_working_folder(tmp_path: Path) -> None:
-    (tmp_path / "my_strategy.py").write_text(
-        "from flwr.serverapp.strategy import FedMedian\n\nclass Mine(FedMedian):\n    pass\n"
-    )
-    simulate(tmp_path, "--set=strategy=my_strategy:Mine", "--rounds", "1")
-    run = only_run(tmp_path)
-    assert read(run / "run.json")["config"]["strategy"] == "my_strategy:Mine"
-    assert read(run / "summary.json")["status"] == "completed"
 
 
 def test_real_survey(shared_data: Path, tmp_path: Path) -> None:
