@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from pluralllm_fl.artefacts import is_claimed
 from pluralllm_fl.cli import app
 
-RESTART_SECONDS = 2.0
+RESTART_SECONDS = 5.0  # as in the units; sooner, nodes that are refused would keep a core busy
 
 
 def free_port() -> int:
