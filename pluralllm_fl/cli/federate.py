@@ -41,7 +41,11 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or the newest in it.")],
     rounds: Annotated[int | None, typer.Option(help="Go on to this number of rounds.")] = None,
     superlink: Annotated[
-        str, typer.Option(help="Connection in Flower's config.toml; default: Flower's default.")
+        str,
+        typer.Option(
+            help="Connection in Flower's config.toml; default: that of the server's folder in "
+            "which the run lies, else Flower's default."
+        ),
     ] = "",
     assignments: Assignments = None,
 ) -> None:
@@ -53,7 +57,14 @@ def resume(
         simulate(resume=folder, rounds=rounds, assignments=assignments)
         return
     config = gather_resumed(folder, {"num-server-rounds": rounds}, assignments or [])
-    _supervise(config, FlowerConnection(superlink))
+    home = None if superlink else _flower_home(folder)
+    _supervise(config, FlowerConnection("federation" if home else superlink, home))
+
+
+def _flower_home(run: Path) -> Path | None:
+    """Return the folder of Flower's settings that `deploy init` wrote above a run's directory."""
+    homes = (parent / "flwr" for parent in run.absolute().parents)
+    return next((home for home in homes if (home.parent / "federation.toml").is_file()), None)
 
 
 def _supervise(config: RunConfig, connection: "FlowerConnection") -> None:

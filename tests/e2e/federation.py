@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from pluralllm_fl.artefacts import is_claimed
 from pluralllm_fl.cli import app
 
-RESTART_SECONDS = 5.0
+RESTART_SECONDS = 5.0  # as in the units; sooner, nodes that are refused would keep a core busy
 
 
 def free_port() -> int:
@@ -136,33 +136,32 @@ class Unit:
         self.env = dict(env)
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
-        self._wanted = threading.Event()
+        self._stopping = threading.Event()
         self._keeper: threading.Thread | None = None
 
     def start(self) -> None:
         """Start, and keep alive until stopped."""
-        self._wanted.set()
+        self._stopping.clear()
         self.spawn()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
 
     def kill(self) -> None:
         """SIGKILL the program and what belongs to it; it is started again after a while."""
-        end(self.process, signal.SIGKILL)
+        end(self.process)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End the program for good."""
-        self._wanted.clear()
-        if self.process is not None and self.process.poll() is None:
-            if number == signal.SIGKILL:
-                end(self.process, signal.SIGKILL)
-            else:
-                self.process.send_signal(number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(20)
-                end(self.process, signal.SIGKILL)
-        if self._keeper is not None:
-            self._keeper.join(RESTART_SECONDS + 5)
+        """End the program and what belongs to it for good; return when all of it is gone."""
+        self._stopping.set()
+        if self._keeper is not None:  # first, lest it start the program once more
+            self._keeper.join()
+        members = family(self.process)
+        if self.process is not None and number != signal.SIGKILL:
+            self.process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+        end(self.process)
+        kill(members)  # what outlived a parent that ended in order
 
     @property
     def running(self) -> bool:
@@ -189,27 +188,60 @@ class Unit:
             )  # fmt: skip
 
     def _keep(self) -> None:
-        while self._wanted.is_set():
-            assert self.process is not None
-            if self.process.poll() is not None:
-                time.sleep(RESTART_SECONDS)
-                if self._wanted.is_set():
-                    self.spawn()
-            time.sleep(0.2)
+        while not self._stopping.wait(0.2):
+            if self.running or self._stopping.wait(RESTART_SECONDS):
+                continue
+            self.spawn()
 
 
-def end(process: "subprocess.Popen[bytes] | None", number: int) -> None:
-    """Signal a process and all below it, as systemd does with a unit's control group."""
-    if process is None:
-        return
-    tree: list[psutil.Process] = []
+def family(process: "subprocess.Popen[bytes] | None") -> list[psutil.Process]:
+    """Return a process, if it runs, and all below it."""
+    if process is None or process.poll() is not None:
+        return []
     with contextlib.suppress(psutil.Error):
         top = psutil.Process(process.pid)
-        tree = [*top.children(recursive=True), top]
-    for member in tree:
+        return [top, *top.children(recursive=True)]
+    return []
+
+
+def end(process: "subprocess.Popen[bytes] | None") -> None:
+    """SIGKILL a process and all below it at one blow, as systemd does with a control group.
+
+    They are frozen first, parents before children: nginx, for one, starts a worker in place of
+    one that it sees die, and that one would outlive it, keep the port, and go on serving with
+    the certificate of old.
+    """
+    if process is None or process.poll() is not None:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        kill(_frozen(psutil.Process(process.pid)))
+    process.wait(10)
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    """SIGKILL processes and wait until they are gone, zombies aside."""
+    for process in processes:
         with contextlib.suppress(psutil.Error):
-            member.send_signal(number)
-    psutil.wait_procs(tree, timeout=10)
+            process.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(map(lives, processes)):
+        time.sleep(0.02)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs; one that only waits for its parent's look does not."""
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _frozen(process: psutil.Process) -> list[psutil.Process]:
+    found = [process]
+    with contextlib.suppress(psutil.Error):
+        process.suspend()
+        for child in process.children():
+            found += _frozen(child)
+    return found
 
 
 class Deployment:
@@ -225,6 +257,7 @@ class Deployment:
         self.logs = folder / "logs"
         self.logs.mkdir()
         self.units: dict[str, Unit] = {}
+        self.port = 0
         scripts = str(Path(sys.executable).parent)
         self.env = {
             **os.environ,
@@ -236,11 +269,11 @@ class Deployment:
 
     def __enter__(self) -> "Deployment":
         self.network.__enter__()
-        port = 8443 if self.network.separate else free_port()
+        self.port = 8443 if self.network.separate else free_port()
         answer = CliRunner().invoke(app, [
             "deploy", "init", str(self.folder), "--groups", ";".join(self.seen),
             "--unseen", ";".join(self.unseen), "--server", self.network.address("server"),
-            "--port", str(port),
+            "--port", str(self.port),
         ])  # fmt: skip
         assert answer.exit_code == 0, answer.output
         for settings in self.folder.glob("*/**/*.env"):
@@ -250,11 +283,20 @@ class Deployment:
     def __exit__(self, *_: object) -> None:
         for unit in reversed(self.units.values()):
             unit.stop(signal.SIGKILL)
-        for process in psutil.process_iter():  # what a killed parent left behind
-            with contextlib.suppress(psutil.Error):
-                if self.mark and process.environ().get("PLURALLM_TEST_MARK") == self.mark:
-                    process.kill()
+        kill(self.members())  # what a killed parent left behind
         self.network.__exit__()
+
+    def members(self) -> list[psutil.Process]:
+        """Return all that runs of this federation, wherever it hangs in the process tree."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                # nginx writes its title over its environment, but works in the server's folder.
+                marked = self.mark and process.environ().get("PLURALLM_TEST_MARK") == self.mark
+                inside = Path(process.cwd()).is_relative_to(self.folder)
+                if process.pid != os.getpid() and (marked or inside):
+                    found.append(process)
+        return found
 
     def node(self, group: str) -> Path:
         """Return a node's folder."""
@@ -317,6 +359,11 @@ class Deployment:
         return subprocess.run(
             words, capture_output=True, text=True, timeout=120, env=self.env, cwd="/"
         )
+
+    def listens(self) -> bool:
+        """Whether somebody answers at the port that the nodes connect to."""
+        probe = f": </dev/tcp/{self.network.address('server')}/{self.port}"
+        return not self.call("server", "bash", "-c", probe).returncode
 
     def server_app(self) -> psutil.Process | None:
         """Return the process that runs the ServerApp."""

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from pluralllm_fl.cli import app
 from pluralllm_fl.deploy.layout import create
 from tests.e2e.processes import mark, started, until
 from tests.tls import free_port
@@ -110,15 +112,19 @@ class Federation:
         (folder / "answers.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         return folder
 
-    def check(self, node: Path) -> tuple[int, dict[str, dict[str, str]]]:
+    def check_script(self, node: Path) -> tuple[int, dict[str, dict[str, str]]]:
         """Run a node's check.sh; return its exit code and its findings by step."""
         result = subprocess.run(
             [node / "check.sh", "--json"],
             cwd="/", env=self.environment, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert result.stdout, result.stderr
-        findings = json.loads(result.stdout)["findings"]
-        return result.returncode, {finding["step"]: finding for finding in findings}
+        return result.returncode, by_step(result.stdout)
+
+    def check(self, node: Path) -> tuple[int, dict[str, dict[str, str]]]:
+        """Return the same without the script, and so without loading torch once more."""
+        result = CliRunner().invoke(app, ["deploy", "check", str(node), "--json"])
+        return result.exit_code, by_step(result.stdout)
 
     def status(self) -> str:
         """Return the state of the one registered node."""
@@ -126,10 +132,16 @@ class Federation:
         return str(node["status"])
 
 
+def by_step(output: str) -> dict[str, dict[str, str]]:
+    return {finding["step"]: finding for finding in json.loads(output)["findings"]}
+
+
 @pytest.fixture
 def federation(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federation]:
     for proxy in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))  # the command sets it if absent
     yield Federation(tmp_path)
     assert until(lambda: not started(mark), 20), started(mark)
 
@@ -142,7 +154,7 @@ def test_registered_unregistered_and_running_nodes(federation: Federation) -> No
         assert "does not know this node's key (SHA256:" in found["Registration"]["message"]
         federation.flwr("supernode", "register", f"{node}/node.pub", "here")
 
-        code, found = federation.check(node)
+        code, found = federation.check_script(node)
         assert list(found) == [
             *("Settings", "Programs", "Key", "Room", "Data file", "Group", "Embedding"),
             *("Name", "Port", "Certificate", "Clock", "Program", "Registration", "Exposure"),

@@ -6,6 +6,7 @@ permitted. The fixtures inject the faults; every test asserts what became of one
 """
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -20,6 +21,10 @@ from typing import Any
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
@@ -42,7 +47,7 @@ pytestmark = [
 KILLED, CUT, FULL, LEFT, STARVED = "Germany", "Nigeria", "Egypt", "Argentina", "Canada"
 TRAINING = [KILLED, CUT, FULL, LEFT, STARVED]
 UNSEEN, LATE = "Japan", "Brazil"
-ROUNDS = 6
+ROUNDS = 5
 SETTINGS: dict[str, int] = {"num-server-rounds": ROUNDS, "local-steps": 5, "seed": 3}
 QUESTIONS = 40
 
@@ -55,20 +60,22 @@ def survey() -> PreferenceDataset:
     return load_dataset("synthetic", synthetic=SyntheticSpec(groups=7, questions=QUESTIONS))
 
 
-def rows(dataset: PreferenceDataset, source: str, group: str) -> list[dict[str, Any]]:
-    answers = list(dataset.groups[source].answers.items())[:QUESTIONS]
-    return [
-        {"group": group, "question": q.text, "options": q.options, "distribution": p.tolist()}
-        for q, p in answers
-    ]
-
-
 @pytest.fixture(scope="module")
 def data() -> dict[str, list[dict[str, Any]]]:
+    """Answers of every node to the same questions, so that they are embedded only once."""
     dataset = survey()
     groups = [*TRAINING, UNSEEN, LATE]
     sources = groups if set(groups) <= set(dataset.groups) else sorted(dataset.groups)
-    return {g: rows(dataset, s, g) for g, s in zip(groups, sources, strict=False)}
+    answers = [dataset.groups[source].answers for source in sources]
+    common = [q for q in answers[0] if all(q in other for other in answers)][:QUESTIONS]
+    assert len(common) == QUESTIONS
+    return {
+        group: [
+            {"group": group, "question": q.text, "options": q.options,
+             "distribution": own[q].tolist()} for q in common
+        ]
+        for group, own in zip(groups, answers, strict=True)
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +99,9 @@ def federation(
         for group in (*TRAINING[:-1], UNSEEN):
             deployment.start_node(group)
         deployment.start_run()
-        time.sleep(5)
+        deployment.wait(lambda: deployment.status == "running", 120, "the run to look for nodes")
         deployment.start_node(TRAINING[-1])
-        deployment.wait(lambda: deployment.round >= 1, 180, "round 1")
+        deployment.wait(lambda: deployment.round >= 1, 300, "round 1")
         yield deployment
     assert not started(mark)
 
@@ -108,12 +115,12 @@ def mount(folder: Path) -> Any:
 
 
 def embed(deployment: Deployment) -> None:
-    """Embed every node's own questions, as check.sh does, one node after the other."""
-    embedder = TextEmbedder()  # the language model is loaded once
-    for group in (*TRAINING, UNSEEN, LATE):
-        folder = deployment.node(group)
-        embedder.cache_dir = folder / "state" / "embeddings"
-        embedder.embed(load_dataset(str(folder / "answers.jsonl")).questions)
+    """Embed the questions on the first node, as check.sh does; the others get a copy."""
+    first, *others = (deployment.node(group) for group in (*TRAINING, UNSEEN, LATE))
+    cache = first / "state" / "embeddings"
+    TextEmbedder(cache_dir=cache).embed(load_dataset(str(first / "answers.jsonl")).questions)
+    for other in others:
+        shutil.copytree(cache, other / "state" / "embeddings")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +145,7 @@ def node_faults(federation: Deployment) -> Deployment:
     leaving.start()
     federation.wait(lambda: dropped(federation, KILLED), 120, f"{KILLED} to be missed")
     filler.unlink(missing_ok=True)
-    federation.wait(lambda: federation.round > start, 180, "the round to be completed after all")
+    federation.wait(lambda: federation.round > start, 300, "the round to be completed after all")
     federation.wait(lambda: federation.events("node_joined"), 90, f"{LATE} to be taken in")
     return federation
 
@@ -237,17 +244,17 @@ def test_logs_hold_no_question_and_no_answer(
 
 @pytest.fixture(scope="module")
 def server_faults(node_faults: Deployment) -> Deployment:
-    """The ServerApp is killed, then the SuperLink, then the whole machine."""
+    """The ServerApp is killed, then the SuperLink, then the machine; the run is resumed by hand."""
     federation = node_faults
     for strike in (kill_server_app, kill_superlink, reboot):
         reached = federation.round + 1
         strike(federation)
         federation.wait(
-            lambda reached=reached: federation.round >= reached, 180, f"{strike.__name__}: a round"
+            lambda reached=reached: federation.round >= reached, 300, f"{strike.__name__}: a round"
         )
     report = federation.run / "report.html"
-    federation.wait(report.is_file, 180, "the run to be completed and reported")
-    federation.units["run"].stop()
+    federation.wait(report.is_file, 300, "the run to be completed and reported")
+    federation.units["resume"].stop()
     return federation
 
 
@@ -264,8 +271,11 @@ def kill_superlink(federation: Deployment) -> None:
 def reboot(federation: Deployment) -> None:
     for name in ("run", "superlink", "gateway"):
         federation.units[name].stop(signal.SIGKILL)
-    for name in ("superlink", "gateway", "run"):
+    assert not federation.listens()
+    for name in ("superlink", "gateway"):
         federation.units[name].start()
+    # Not run.sh again, but the other way to go on.
+    federation.unit("resume", "server", "pluralllm", "resume", federation.run).start()
 
 
 def test_run_is_resumed_after_each_fault_of_the_server(server_faults: Deployment) -> None:
@@ -368,28 +378,27 @@ def test_intruder_is_refused(intruders: dict[str, Unit], intruder: str, message:
 
 def test_expired_certificate_is_refused_and_explained(server_faults: Deployment) -> None:
     """The server shows a certificate of the right authority that is no longer valid."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
     federation = server_faults
-    server = federation.folder / "server"
-    old = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
+    gateway, certificate = federation.units["gateway"], federation.folder / "server" / "server.crt"
     authority = load_pem_private_key((federation.folder / "ca" / "ca.key").read_bytes(), None)
+    assert isinstance(authority, EllipticCurvePrivateKey)
+    certificate.write_bytes(certificate_pem(expired(certificate.read_bytes(), authority)))
+    gateway.stop()
+    assert not federation.listens()  # nobody is left who could show the certificate of before
+    gateway.start()
+    federation.wait(federation.listens, 30, "the gateway to listen again")
+    done = federation.call(UNSEEN, federation.node(UNSEEN) / "check.sh")
+    assert done.returncode == 1
+    assert "expired" in done.stdout, done.stdout + done.stderr
+
+
+def expired(pem: bytes, authority: EllipticCurvePrivateKey) -> x509.Certificate:
+    """Return the same certificate but for its dates: it ended yesterday."""
+    old = x509.load_pem_x509_certificate(pem)
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     builder = x509.CertificateBuilder(
         issuer_name=old.issuer, subject_name=old.subject, public_key=old.public_key(),
         serial_number=x509.random_serial_number(), not_valid_before=past - datetime.timedelta(9),
         not_valid_after=past, extensions=list(old.extensions),
     )  # fmt: skip
-    expired = builder.sign(authority, hashes.SHA256())  # type: ignore[arg-type]
-    (server / "server.crt").write_bytes(certificate_pem(expired))
-    federation.units["gateway"].stop()
-    federation.units["gateway"].start()
-    time.sleep(2)
-    done = federation.call(UNSEEN, federation.node(UNSEEN) / "check.sh")
-    assert done.returncode == 1
-    assert "expired" in done.stdout, done.stdout + done.stderr
+    return builder.sign(authority, hashes.SHA256())

@@ -1,11 +1,13 @@
 """The main job for real: simulation.py and `flwr run`, their artefacts and what uses them."""
 
+import csv
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
-from pluralllm_fl.embedding.cache import default_cache_dir
+from pluralllm_fl.cli import app
 from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
@@ -24,12 +27,23 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = {
-    "synthetic-groups": 6, "synthetic-questions": 120, "num-server-rounds": 3, "local-steps": 15,
+    "synthetic-groups": 6, "synthetic-questions": 80, "num-server-rounds": 3, "local-steps": 15,
     "prototypes": 4, "coverage-features": 256,
 }  # fmt: skip
 
 
-USUAL_CACHE = default_cache_dir()
+STRATEGY = """
+from pathlib import Path
+
+from flwr.serverapp.strategy import FedAvg
+
+
+class Mine(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        with Path(__file__).with_name("rounds.txt").open("a") as file:
+            file.write(f"{server_round} ")
+        return super().aggregate_train(server_round, replies)
+"""
 ASSIGNMENTS = [f"--set={key}={value}" for key, value in SMALL.items()]
 
 
@@ -67,9 +81,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One small finished run, simulated once for all tests that only read it."""
+    """One small finished run, simulated once for all tests that only read it.
+
+    Its strategy lies in the working folder, and is FedAvg but for the rounds that it writes down.
+    """
     output = tmp_path_factory.mktemp("first")
-    (output / "stdout.txt").write_text(simulate(output).stdout)
+    (output / "my_strategy.py").write_text(STRATEGY)
+    done = simulate(output, "--set=strategy=my_strategy:Mine")
+    (output / "stdout.txt").write_text(done.stdout)
     return only_run(output)
 
 
@@ -97,6 +116,11 @@ def test_artefacts_are_complete_and_agree(run: Path) -> None:
     printed = (run.parent / "stdout.txt").read_text()
     assert all(f"{summary['unseen']['by_group'][g]:.4f}" in printed for g in groups["unseen"])
     assert "report.html" in printed
+
+
+def test_a_custom_strategy_from_the_working_folder(run: Path) -> None:
+    assert read(run / "run.json")["config"]["strategy"] == "my_strategy:Mine"
+    assert (run.parent / "rounds.txt").read_text() == "1 2 3 "
 
 
 def test_learning_beats_the_uniform_guess(run: Path) -> None:
@@ -153,7 +177,7 @@ def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Pa
     command = [BIN / "pluralllm", "predict", run, "--context", answers]
     command += ["--question", "Do you trust the courts?", "--option", "Yes", "--option", "No"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    told = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    told = CliRunner().invoke(app, [*map(str, command[1:]), "--json"])
     distribution = json.loads(told.stdout)["distribution"]
     assert sum(distribution) == pytest.approx(1)
     assert f"{100 * distribution[0]:.1f}%" in shown.stdout
@@ -163,11 +187,9 @@ def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Pa
     )
 
 
-def test_same_seed_same_bits_also_through_flwr_run(run: Path, tmp_path: Path) -> None:
+def test_same_seed_same_bits_through_flwr_run(run: Path, tmp_path: Path) -> None:
+    """That a second simulation ends with the same bits is part of the test of resuming."""
     weights = (run / "model" / "model.safetensors").read_bytes()
-    (tmp_path / "again").mkdir()
-    simulate(tmp_path / "again")
-    assert (only_run(tmp_path / "again") / "model" / "model.safetensors").read_bytes() == weights
     # A cold cache: now the nodes embed, with one thread, and not the launcher.
     own = {"output-dir": str(tmp_path / "flwr"), "embedding-cache": str(tmp_path / "cache")}
     other = flwr_run(tmp_path, {**SMALL, **own}, supernodes=6)
@@ -189,10 +211,15 @@ def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path, mar
         [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(tmp_path), *ASSIGNMENTS],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env={**os.environ, "COLUMNS": "200"},
+        # A shell that runs the tests in its background lets them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    assert until(lambda: list(tmp_path.glob("*/checkpoints/round-0001")) or process.poll(), 90)
+    saved = until(
+        lambda: list(tmp_path.glob("*/checkpoints/round-0001")) or process.poll() is not None, 150
+    )
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=60)[0]
+    assert saved, text
     assert process.returncode == 130, text
     assert started(mark) == []
     assert "Traceback" not in text
@@ -222,26 +249,21 @@ def test_failed_run_says_why_and_leaves_nothing_running(tmp_path: Path, mark: st
     assert f"Flower's log: {tmp_path / 'short' / 'flower.log'}" in result.stderr
 
 
-def test_a_custom_strategy_from_the_working_folder(tmp_path: Path) -> None:
-    (tmp_path / "my_strategy.py").write_text(
-        "from flwr.serverapp.strategy import FedMedian\n\nclass Mine(FedMedian):\n    pass\n"
-    )
-    simulate(tmp_path, "--set=strategy=my_strategy:Mine", "--rounds", "1")
-    run = only_run(tmp_path)
-    assert read(run / "run.json")["config"]["strategy"] == "my_strategy:Mine"
-    assert read(run / "summary.json")["status"] == "completed"
-
-
 def test_real_survey(shared_data: Path, tmp_path: Path) -> None:
     """Two short rounds on the real survey: the paper's groups by default, better than uniform."""
-    path = shared_data / "global_opinions" / "global_opinions.csv"
+    with (shared_data / "global_opinions" / "global_opinions.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    # Every eighth question, in a stable order: embedding all of them takes minutes.
+    kept = [row for row in rows if zlib.crc32(row[header.index("question")].encode()) % 8 == 0]
+    with (tmp_path / "global_opinions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
     simulate(
-        tmp_path, f"--dataset={path}", "--rounds=2", "--set=local-steps=10",
-        f"--output-dir={tmp_path}", f"--set=embedding-cache={USUAL_CACHE}", new=False,
+        tmp_path, f"--dataset={file.name}", "--rounds=2", "--set=local-steps=10",
+        f"--output-dir={tmp_path}", new=False,
     )  # fmt: skip
     summary = read(only_run(tmp_path) / "summary.json")
     assert (len(summary["seen"]["by_group"]), len(summary["unseen"]["by_group"])) == (8, 6)
-    assert summary["unseen"]["uniform"] == pytest.approx(0.65, abs=0.01)
+    assert summary["unseen"]["uniform"] == pytest.approx(0.65, abs=0.02)
     assert summary["unseen"]["alignment"] > summary["unseen"]["uniform"] + 0.03
 
 

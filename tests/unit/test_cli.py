@@ -181,6 +181,33 @@ def test_the_hint_resumes_the_run_as_it_was(tmp_path: Path, gpus: float, end: st
     assert command[3] == str(run)
 
 
+@pytest.mark.parametrize(
+    ("place", "options", "name", "home"),
+    [
+        ("fed/server/state/runs/run-1", [], "federation", "fed/server/flwr"),
+        ("fed/server/state/runs/run-1", ["--superlink", "mine"], "mine", None),
+        ("elsewhere/run-1", [], "", None),
+    ],
+)
+def test_a_deployed_run_goes_on_where_it_was_started(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    place: str,
+    options: list[str],
+    name: str,
+    home: str | None,
+) -> None:
+    run = stored_run(tmp_path / place, status="interrupted", config={}, mode="deployment")
+    (tmp_path / "fed" / "server").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "fed" / "server" / "federation.toml").write_text("")
+    given: list[Any] = []
+    monkeypatch.setattr("pluralllm_fl.cli.federate._supervise", lambda *args: given.extend(args))
+    assert invoke("resume", str(run), *options).exit_code == 0
+    config, connection = given
+    assert config.resume == str(run)
+    assert (connection.name, connection.home) == (name, home and tmp_path / home)
+
+
 def test_completed_run_has_nothing_to_resume(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "a", status="completed", config={"num-server-rounds": 5}, rounds=5)
     with pytest.raises(ArtefactError, match="already completed"):
@@ -188,11 +215,18 @@ def test_completed_run_has_nothing_to_resume(tmp_path: Path) -> None:
     assert gather_resumed(run, {"num-server-rounds": 6}, []).num_server_rounds == 6
 
 
-def stored_run(folder: Path, *, status: str, config: dict[str, Any], rounds: int = 0) -> Path:
+def stored_run(
+    folder: Path,
+    *,
+    status: str,
+    config: dict[str, Any],
+    rounds: int = 0,
+    mode: str = "simulation",
+) -> Path:
     folder.mkdir(parents=True)
     body = {
         "status": status, "config": {**default_run_config(), **config},
-        "completed_rounds": rounds, "started": "2026-01-01T00:00:00+00:00",
+        "completed_rounds": rounds, "started": "2026-01-01T00:00:00+00:00", "mode": mode,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(body))
     return folder
