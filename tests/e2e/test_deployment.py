@@ -48,7 +48,10 @@ KILLED, CUT, FULL, LEFT, STARVED = "Germany", "Nigeria", "Egypt", "Argentina", "
 TRAINING = [KILLED, CUT, FULL, LEFT, STARVED]
 UNSEEN, LATE = "Japan", "Brazil"
 ROUNDS = 5
-SETTINGS: dict[str, int] = {"num-server-rounds": ROUNDS, "local-steps": 5, "seed": 3}
+SETTINGS: dict[str, int] = {
+    "num-server-rounds": ROUNDS, "local-steps": 5, "seed": 3,
+    "prototypes": 2, "coverage-features": 256,
+}  # fmt: skip
 QUESTIONS = 40
 
 
