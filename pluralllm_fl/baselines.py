@@ -1,6 +1,7 @@
 """What a federation is compared with, by the same training code and without Flower."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.episodes import EpisodeSampler, GroupTable
+from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.memory import OWNED, undiluted
 from pluralllm_fl.optimizer import FlatAdamW
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
-from pluralllm_fl.training import Place, learning_rate_at, prediction_loss, train_group
+from pluralllm_fl.training import learning_rate_at, prediction_loss, train_group
 from pluralllm_fl.workspace import Workspace
 
 OnRound = Callable[[int, PreferencePredictor], None]
@@ -33,19 +36,23 @@ def federated(workspace: Workspace, config: RunConfig, on_round: OnRound) -> Pre
     """
     predictor = initial_predictor(workspace, config)
     groups = workspace.seen
+    prototypes = [index % config.prototypes for index in range(len(groups))]
+    owners = Counter(prototypes)
     for server_round in range(1, config.num_server_rounds + 1):
         received = {name: value.clone() for name, value in predictor.state_dict().items()}
         total = {name: torch.zeros_like(value) for name, value in received.items()}
-        for index, group in enumerate(groups):
+        factors = undiluted(prototypes, [1.0] * len(groups), owners, server_round)
+        for group, prototype, factor in zip(groups, prototypes, factors, strict=True):
             predictor.load_state_dict(received)
             train_group(
                 predictor, workspace.table(group), config,
                 learning_rate=learning_rate_at(config, server_round),
                 local_steps=config.local_steps, seed=_seed(config.seed, server_round, group),
-                place=Place(index, len(groups), len(groups)),
+                prototype=prototype,
             )  # fmt: skip
             for name, value in predictor.state_dict().items():
-                total[name] += value / len(groups)
+                step = factor if name in OWNED else 1.0
+                total[name] += torch.lerp(received[name], value, step) / len(groups)
         predictor.load_state_dict(total)
         on_round(server_round, predictor)
     return predictor
@@ -57,7 +64,14 @@ def centralised(workspace: Workspace, config: RunConfig, on_round: OnRound) -> P
     A round is ``local-steps`` steps, each on one episode of every group: the steps and the data of
     a federated round. Only for the published architecture, whose every weight is trained by
     gradients.
+
+    Raises
+    ------
+    ConfigError
+        For another architecture.
     """
+    if config.architecture != "published":
+        raise ConfigError("Centralised training is for architecture = 'published'.")
     predictor = initial_predictor(workspace, config)
     optimizer = FlatAdamW(list(predictor.parameters()), config.learning_rate, config.weight_decay)
     sampler = EpisodeSampler(

@@ -88,6 +88,19 @@ class QuestionBatch:
             None if distribution is None else distribution.to(device),
         )
 
+    def select(self, questions: Tensor) -> Self:
+        """Return some of the questions, by index in increasing order, with their options."""
+        number = self.question.new_full((len(self),), -1)
+        number[questions] = torch.arange(len(questions), device=number.device)
+        kept = number[self.question] >= 0
+        return type(self)(
+            self.embedding[kept],
+            number[self.question][kept],
+            self.position[kept],
+            self.size[questions],
+            None if self.distribution is None else self.distribution[kept],
+        )
+
     def without_answers(self) -> Self:
         """Return the same questions without the distributions."""
         return replace(self, distribution=None)

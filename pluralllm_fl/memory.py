@@ -1,5 +1,8 @@
 """A group's prototype, fitted in closed form on its node (network: `pluralistic`)."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -9,19 +12,15 @@ from pluralllm_fl.pluralistic import BIAS, PluralisticNetwork, centred
 
 SMALLEST_SHARE = 1e-3  # added to every share before the logarithm
 COVERAGE_RIDGE = 0.1
-MOST_OPTIONS = 8000  # the system to solve is dense: 256 MB at this size
+MOST_OPTIONS = 8000  # the system to solve is dense: 256 MB a matrix at this size
+OWNED = ("network.memory", "network.coverage")  # arrays with one entry for each prototype
 
 
 @torch.no_grad()
 def remember(
-    network: PluralisticNetwork,
-    answers: QuestionBatch,
-    *,
-    prototype: int,
-    step: float,
-    ridge: float,
+    network: PluralisticNetwork, answers: QuestionBatch, *, prototype: int, ridge: float
 ) -> None:
-    """Move a prototype towards the ridge solution on these answers, in place.
+    """Set a prototype to the ridge solution on these answers, in place.
 
     The matrix minimises ``Σ ([b, q]ᵀ M d - log share)² + ridge ‖M‖²`` with logits and log shares
     centred in each question; the coverage vector regresses 1 on the features of the questions.
@@ -30,9 +29,6 @@ def remember(
     ----------
     answers : QuestionBatch
         With distributions; at most `MOST_OPTIONS` options.
-    step : float
-        1 reaches the solution. A node of a federation takes as many times that as averaging
-        divides it by.
     ridge : float
     """
     assert answers.distribution is not None, "a memory is made of answers"
@@ -46,11 +42,36 @@ def remember(
     directions.index_add_(0, answers.question, dual[:, None] * option)
     features = network.cover(question)
     known = _ridge(features @ features.T, torch.ones_like(question[:, 0]), COVERAGE_RIDGE)
-    for own, solution in (
-        (network.memory[prototype], biased.T @ directions),
-        (network.coverage[prototype], features.T @ known),
-    ):
-        own.lerp_(solution, step)
+    network.memory[prototype] = biased.T @ directions
+    network.coverage[prototype] = features.T @ known
+
+
+def undiluted(
+    prototypes: Sequence[int],
+    weights: Sequence[float],
+    owners: Mapping[int, int],
+    server_round: int,
+) -> list[float]:
+    """Return by how much every reply's move of its own prototype is multiplied before averaging.
+
+    A prototype is moved by its owners' replies alone, and averaging would divide that by the
+    number of all replies. With these factors a weighted average moves it by the mean over its
+    owners' replies; where only some owners replied, by the running mean of those seen so far.
+
+    Parameters
+    ----------
+    prototypes, weights : sequence
+        Which prototype each reply moves, and the reply's weight in the average.
+    owners : mapping of int to int
+        Number of groups that own each prototype, replying or not.
+    server_round : int
+        From 1.
+    """
+    replied, total = Counter(prototypes), sum(weights)
+    return [
+        total / (weight * replied[p]) * max(replied[p] / owners[p], 1 / server_round)
+        for p, weight in zip(prototypes, weights, strict=True)
+    ]
 
 
 def _ridge(gram: Tensor, wanted: Tensor, ridge: float) -> Tensor:

@@ -7,6 +7,7 @@ an option is a vector ``d``: its deviation from that mean, of length 1, and the 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ MIXING = {
     "trust": -0.45,  # power of the coverage in the weights
 }
 BIAS = math.sqrt(0.5)  # constant beside q: options have a meaning of their own
+MOST_CONTEXT_OPTIONS = 4000  # conditioning solves a dense system: 64 MB a matrix at this size
 SQUARES = math.sqrt(0.5)  # weight of an option's squares
 COVERAGE_SCALE = math.sqrt(10.0)
 LEAST_COVERAGE = 0.02
@@ -83,8 +85,8 @@ class PluralisticNetwork(nn.Module):
         self.hidden: int | None = None
 
     @contextmanager
-    def without(self, prototype: int) -> Iterator[None]:
-        """Hide one prototype: its group is asked as an unseen one."""
+    def without(self, prototype: int | None) -> Iterator[None]:
+        """Hide one prototype (None: none): its group is asked as an unseen one."""
         self.hidden = prototype
         try:
             yield
@@ -142,6 +144,7 @@ class PluralisticNetwork(nn.Module):
             difference = self.mixing.new_zeros(0, len(active))
             return active / active.sum().clamp(min=1), none, none, difference, none[:, 0]
         assert context.distribution is not None, "context questions carry answers"
+        context = _at_most(context, MOST_CONTEXT_OPTIONS)
         recall = self.recall(context)
         weight = self._agreement(context, recall, active, mixing)
         prior, difference = self._prior(context, recall, weight, mixing)
@@ -200,6 +203,7 @@ class PluralisticNetwork(nn.Module):
         return learned + mixing["novelty"].exp() * apart.exp()
 
 
+@lru_cache(maxsize=2)
 def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
     """Draw frequencies of a Gaussian kernel, orthogonal in blocks (arXiv 1610.09072).
 
@@ -228,6 +232,15 @@ def js_distance(p: Tensor, q: Tensor) -> Tensor:
     log_middle = ((p + q) / 2).clamp_min(1e-9).log()
     terms = p * (p.clamp_min(1e-9).log() - log_middle) + q * (q.clamp_min(1e-9).log() - log_middle)
     return (terms.sum(dim=1).clamp_min(0) / 2 + 1e-6).sqrt()
+
+
+def _at_most(batch: QuestionBatch, options: int) -> QuestionBatch:
+    """Leave out questions, the same ones in any order, until so many options remain."""
+    if len(batch.question) <= options:
+        return batch
+    key = batch.pad(batch.embedding)[:, 0, 0]
+    order = key.argsort(stable=True)
+    return batch.select(order[batch.size[order].cumsum(0) <= options].sort().values)
 
 
 def _rows(recall: Recall, batch: QuestionBatch) -> tuple[Tensor, Tensor]:

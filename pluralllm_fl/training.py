@@ -65,32 +65,6 @@ def prediction_loss(prediction: Prediction, targets: QuestionBatch, loss: str) -
     return nll.mean()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A group's place among the groups that train, as the server tells it.
-
-    Parameters
-    ----------
-    index, groups : int
-        Which of how many.
-    dilution : float
-        By how much averaging divides what this node alone changes: the inverse of its
-        weight in the round.
-    """
-
-    index: int = 0
-    groups: int = 1
-    dilution: float = 1.0
-
-    def prototype(self, prototypes: int) -> tuple[int, float]:
-        """Return which prototype is this group's, and the step towards its solution.
-
-        After averaging, a prototype that several groups share moves by the mean of their steps.
-        """
-        owners = len(range(self.index % prototypes, self.groups, prototypes))
-        return self.index % prototypes, self.dilution / owners
-
-
 def train_group(
     predictor: PreferencePredictor,
     table: GroupTable,
@@ -100,7 +74,7 @@ def train_group(
     local_steps: int,
     seed: int,
     proximal_mu: float = 0.0,
-    place: Place | None = None,
+    prototype: int = 0,
 ) -> TrainingResult:
     """Train in place on one group's training questions: one episode a step, fresh AdamW.
 
@@ -111,8 +85,8 @@ def train_group(
     ----------
     proximal_mu : float
         Weight of FedProx's ``mu/2 ||w - w_global||^2`` (arXiv 1812.06127) on what gradients train.
-    place : Place, optional
-        Default: the only group.
+    prototype : int
+        Which of the predictor's prototypes is this group's.
 
     Raises
     ------
@@ -122,19 +96,19 @@ def train_group(
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
     pool = table.members("train")
-    network, place = predictor.network, place or Place()
+    network = predictor.network
     if not isinstance(network, PluralisticNetwork):
         episodes = _episodes(table, pool, config, local_steps, rng)
         loss = _descend(predictor, episodes, config, learning_rate, proximal_mu)
         return TrainingResult(loss, len(pool), time.perf_counter() - start)
-    prototype, step = place.prototype(len(network.memory))
-    with network.without(prototype):
+    # Whoever has the only prototype cannot do without it.
+    with network.without(prototype if len(network.memory) > 1 else None):
         if not network.active().any():
             learning_rate = 0.0  # before the first aggregate there is nothing to mix
         episodes = _episodes(table, pool, config, local_steps, rng)
         loss = _descend(predictor, episodes, config, learning_rate, proximal_mu)
     kept = _at_most(table, rng.permutation(pool), MOST_OPTIONS)
-    remember(network, table.batch(kept), prototype=prototype, step=step, ridge=config.memory_ridge)
+    remember(network, table.batch(kept), prototype=prototype, ridge=config.memory_ridge)
     return TrainingResult(loss, len(pool), time.perf_counter() - start)
 
 

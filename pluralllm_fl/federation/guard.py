@@ -70,7 +70,7 @@ class GuardedGrid(Grid):
 
         Returns one outcome a message, in order of group names whatever order replies came in.
         """
-        outcomes = [Outcome(m, self._node(m)) for m in messages]
+        outcomes = [Outcome(m, self.node(m)) for m in messages]
         outcomes.sort(key=lambda outcome: outcome.node.group)
         pending = self._push(outcomes)
         deadline = time.monotonic() + self.timeout
@@ -100,7 +100,14 @@ class GuardedGrid(Grid):
                 return
             pause(0.5)
 
-    def _node(self, message: Message) -> Node:
+    def node(self, message: Message) -> Node:
+        """Return whom a message is addressed to.
+
+        Raises
+        ------
+        FederationError
+            If that node may not take part in this phase.
+        """
         rank = message.metadata.dst_node_id
         scored = message.metadata.message_type.startswith(MessageType.EVALUATE)
         if rank not in self.roster.ranks(train=self._train and not scored):
@@ -113,7 +120,7 @@ class GuardedGrid(Grid):
         known: Packings = {}
         for outcome in outcomes:
             metadata, original = outcome.message.metadata, outcome.message.content
-            outcome.node = self._node(outcome.message)
+            outcome.node = self.node(outcome.message)
             if outcome.node.node_id not in online:
                 outcome.problem = "the node is offline"
                 continue

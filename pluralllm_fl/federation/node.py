@@ -21,7 +21,7 @@ from pluralllm_fl.federation.node_state import NodeState
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.preferences import Role
-from pluralllm_fl.training import Place, train_group
+from pluralllm_fl.training import train_group
 from pluralllm_fl.workspace import Workspace, open_workspace
 
 # A deployed node scores no fewer target questions than this: a mean over one is that answer.
@@ -158,11 +158,7 @@ class LocalNode:
             local_steps=int(_number(orders, "local-steps")),
             seed=_derive(int(_number(orders, "seed")), server_round, self.group),
             proximal_mu=_number(orders, "proximal-mu", 0.0),
-            place=Place(
-                int(_number(orders, "place", 0)),
-                int(_number(orders, "places", 1)),
-                _number(orders, "dilution", 1.0),
-            ),
+            prototype=int(_number(orders, "prototype", 0)),
         )
         weight = float(result.questions) if self.config.client_weight == "answers" else 1.0
         metrics = MetricRecord(

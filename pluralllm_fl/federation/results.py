@@ -12,10 +12,15 @@ from pluralllm_fl.federation.roster import Roster
 Scores = Mapping[str, MetricRecord]
 
 
+def weight(content: RecordDict, weight_key: str) -> float:
+    """Return a training reply's weight in the average."""
+    return _number(content.metric_records["metrics"], weight_key)
+
+
 def training(content: RecordDict, weight_key: str) -> dict[str, float]:
     """Return one group's training loss and aggregation weight."""
     metrics = content.metric_records["metrics"]
-    return {"train_loss": _number(metrics, "train-loss"), "weight": _number(metrics, weight_key)}
+    return {"train_loss": _number(metrics, "train-loss"), "weight": weight(content, weight_key)}
 
 
 def weighted_loss(by_group: Mapping[str, Mapping[str, float]]) -> float | None:

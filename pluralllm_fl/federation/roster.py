@@ -282,7 +282,7 @@ def _parse(node_id: int, content: RecordDict) -> Node:
 
 
 def _count(value: object) -> int:
-    if not isinstance(value, int | float) or value < 0:
+    if not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ValueError(f"{value!r} is not a count")
     return int(value)
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pluralllm_fl.pluralistic as pluralistic
 from pluralllm_fl.episodes import QuestionBatch
-from pluralllm_fl.memory import SMALLEST_SHARE, remember
+from pluralllm_fl.memory import SMALLEST_SHARE, remember, undiluted
 from pluralllm_fl.pluralistic import BIAS, SQUARES, PluralisticNetwork
 from tests.tiny import DIMENSION, tiny_table
 
@@ -19,7 +21,7 @@ def network(prototypes: int = 3, filled: int = 2) -> PluralisticNetwork:
     )
     for prototype in range(filled):
         answers = tiny_table(seed=prototype).batch(range(50))
-        remember(result, answers, prototype=prototype, step=1.0, ridge=0.1)
+        remember(result, answers, prototype=prototype, ridge=0.1)
     return result
 
 
@@ -41,7 +43,7 @@ def test_a_prototype_is_the_ridge_solution() -> None:
     """Against the normal equations over all products of features, centred in each question."""
     batch, ridge = tiny_table().batch(range(15)), 0.2
     result = PluralisticNetwork(embedding_dim=DIMENSION, prototypes=1, coverage_features=64)
-    remember(result, batch, prototype=0, step=1.0, ridge=ridge)
+    remember(result, batch, prototype=0, ridge=ridge)
     questions, options = features(batch)
     index = batch.question.numpy()
     biased = np.hstack([np.full((len(questions), 1), BIAS), questions])[index]
@@ -58,10 +60,30 @@ def test_a_prototype_is_the_ridge_solution() -> None:
     np.testing.assert_allclose(recalled, rows @ expected, atol=1e-3)
 
 
+@given(
+    replies=st.lists(st.tuples(st.integers(0, 2), st.floats(0.1, 50)), min_size=1, max_size=9),
+    absent=st.integers(0, 3),
+    server_round=st.integers(1, 4),
+)
+def test_averaging_moves_a_prototype_by_the_mean_of_its_owners(
+    replies: list[tuple[int, float]], absent: int, server_round: int
+) -> None:
+    """Whatever the weights and whoever is away: no overshoot, and all at once if all reply."""
+    prototypes, weights = [p for p, _ in replies], [w for _, w in replies]
+    owners = {p: prototypes.count(p) + absent for p in prototypes}
+    factors = undiluted(prototypes, weights, owners, server_round)
+    moves = np.arange(1.0, 1.0 + len(replies))  # what each reply would change in its prototype
+    for p in owners:
+        own = np.array([q == p for q in prototypes])
+        averaged = (np.array(weights) * factors * moves * own).sum() / sum(weights)
+        share = own.sum() / owners[p]
+        assert averaged == pytest.approx(moves[own].mean() * max(share, 1 / server_round))
+
+
 def test_coverage_tells_known_questions_from_unknown_ones() -> None:
     table = tiny_table()
     result = PluralisticNetwork(embedding_dim=DIMENSION, prototypes=1, coverage_features=4096)
-    remember(result, table.batch(range(50)), prototype=0, step=1.0, ridge=0.1)
+    remember(result, table.batch(range(50)), prototype=0, ridge=0.1)
     coverage = result.recall(table.batch(range(60))).coverage[:, 0]
     assert coverage[:50].min() > 0.8
     assert coverage[50:].max() < 0.2
@@ -131,3 +153,19 @@ def test_without_any_memory_the_prior_is_uniform() -> None:
     with torch.no_grad():
         logits, _ = result.score(result.encode_context(None), tiny_table().batch(range(10)))
     assert float(logits.abs().max()) == 0
+
+
+def test_a_long_context_is_cut_to_the_same_questions_in_any_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pluralistic, "MOST_CONTEXT_OPTIONS", 60)
+    result, table = network(), tiny_table(seed=7)
+    targets = table.batch(range(40, 60))
+    with torch.no_grad():
+        forward = result.encode_context(table.batch(range(40)))
+        backward = result.encode_context(table.batch(range(39, -1, -1)))
+        assert 50 < len(forward[-1]) <= 60
+        torch.testing.assert_close(
+            result.score(forward, targets)[0], result.score(backward, targets)[0],
+            atol=1e-4, rtol=1e-4,
+        )  # fmt: skip

@@ -33,7 +33,7 @@ def build(architecture: str) -> PreferencePredictor:
     if isinstance(predictor.network, PluralisticNetwork):
         for prototype in range(2):
             answers = tiny_table(seed=10 + prototype).batch(range(50))
-            remember(predictor.network, answers, prototype=prototype, step=1.0, ridge=0.1)
+            remember(predictor.network, answers, prototype=prototype, ridge=0.1)
     return predictor
 
 
