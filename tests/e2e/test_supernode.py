@@ -29,12 +29,14 @@ class Failing(BaseHTTPRequestHandler):
 
 def test_supernode_ends_when_the_superlink_fails(tmp_path: Path, mark: str) -> None:  # noqa: F811
     port, runtime = free_port(), free_port()
+    scripts = Path(sys.executable).parent
     env = os.environ | {
+        # Flower looks for its other programs there, and the environment may not be activated.
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(tmp_path / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
     }
-    scripts = Path(sys.executable).parent
     log = tmp_path / "node.log"
     with (tmp_path / "link.log").open("wb") as output, log.open("wb") as said:
         link = subprocess.Popen(
