@@ -1,40 +1,35 @@
 """What a federation is compared with, by the same training code and without Flower."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.episodes import EpisodeSampler, GroupTable
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.memory import OWNED, undiluted
 from pluralllm_fl.optimizer import FlatAdamW
-from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
-from pluralllm_fl.training import learning_rate_at, prediction_loss, train_group
+from pluralllm_fl.predictor import PreferencePredictor, initial_predictor
+from pluralllm_fl.training import (
+    episodes,
+    learning_rate_at,
+    prediction_loss,
+    round_seed,
+    train_group,
+)
 from pluralllm_fl.workspace import Workspace
 
 OnRound = Callable[[int, PreferencePredictor], None]
 
 
-def initial_predictor(workspace: Workspace, config: RunConfig) -> PreferencePredictor:
-    """Build the predictor that a run of this config starts from."""
-    torch.manual_seed(config.seed)
-    fingerprint = workspace.embedding_fingerprint
-    dimension = workspace.vectors.shape[1]
-    predictor = PreferencePredictor(PredictorConfig.from_run_config(config, dimension, fingerprint))
-    return predictor.to(workspace.vectors.device)
-
-
 def federated(workspace: Workspace, config: RunConfig, on_round: OnRound) -> PreferencePredictor:
     """Average the seen groups' local training with equal weights, in this process.
 
-    The same as a federation with FedAvg, up to the random numbers: for measuring training alone.
+    The same as a federation with FedAvg and equal weights, up to rounding: for measuring training
+    alone.
     """
-    predictor = initial_predictor(workspace, config)
+    predictor = _start(workspace, config)
     groups = workspace.seen
     prototypes = [index % config.prototypes for index in range(len(groups))]
     owners = Counter(prototypes)
@@ -47,7 +42,7 @@ def federated(workspace: Workspace, config: RunConfig, on_round: OnRound) -> Pre
             train_group(
                 predictor, workspace.table(group), config,
                 learning_rate=learning_rate_at(config, server_round),
-                local_steps=config.local_steps, seed=_seed(config.seed, server_round, group),
+                local_steps=config.local_steps, seed=round_seed(config.seed, server_round, group),
                 prototype=prototype,
             )  # fmt: skip
             for name, value in predictor.state_dict().items():
@@ -72,35 +67,24 @@ def centralised(workspace: Workspace, config: RunConfig, on_round: OnRound) -> P
     """
     if config.architecture != "published":
         raise ConfigError("Centralised training is for architecture = 'published'.")
-    predictor = initial_predictor(workspace, config)
+    predictor = _start(workspace, config)
     optimizer = FlatAdamW(list(predictor.parameters()), config.learning_rate, config.weight_decay)
-    sampler = EpisodeSampler(
-        (config.context_min, config.context_max), (config.target_min, config.target_max)
-    )
-    tables = [workspace.table(group) for group in workspace.seen]
     rng = np.random.default_rng(config.seed)
+    steps = config.num_server_rounds * config.local_steps
+    drawn = [episodes(workspace.table(group), config, rng, steps) for group in workspace.seen]
     for server_round in range(1, config.num_server_rounds + 1):
         optimizer.learning_rate = learning_rate_at(config, server_round)
         for _ in range(config.local_steps):
-            for table in tables:
-                loss = _episode_loss(predictor, table, sampler, rng, config.loss) / len(tables)
-                loss.backward()  # type: ignore[no-untyped-call]
+            for context, targets in map(next, drawn):
+                loss = prediction_loss(predictor(context, targets), targets, config.loss)
+                (loss / len(drawn)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         on_round(server_round, predictor)
     return predictor
 
 
-def _episode_loss(
-    predictor: PreferencePredictor,
-    table: GroupTable,
-    sampler: EpisodeSampler,
-    rng: np.random.Generator,
-    loss: str,
-) -> Tensor:
-    context, targets = (table.batch(i) for i in sampler.sample(table.members("train"), rng))
-    return prediction_loss(predictor(context, targets), targets, loss)
-
-
-def _seed(seed: int, server_round: int, group: str) -> int:
-    digest = hashlib.sha256(f"{seed}\0{server_round}\0{group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
+def _start(workspace: Workspace, config: RunConfig) -> PreferencePredictor:
+    predictor = initial_predictor(
+        config, workspace.vectors.shape[1], workspace.embedding_fingerprint
+    )
+    return predictor.to(workspace.vectors.device)

@@ -106,8 +106,7 @@ class PluralisticNetwork(nn.Module):
         The squares let a prototype tell options apart that lie in opposite directions alike.
         """
         x = batch.embedding
-        total = x.new_zeros(len(batch), x.shape[1]).index_add(0, batch.question, x)
-        mean = total / batch.size[:, None]
+        mean = question_mean(x, batch)
         deviation = F.normalize(x - mean[batch.question], dim=1)
         squares = F.normalize(deviation.square() - 1 / x.shape[1], dim=1) * SQUARES
         return F.normalize(mean, dim=1), torch.cat([deviation, squares], dim=1)
@@ -149,7 +148,7 @@ class PluralisticNetwork(nn.Module):
         weight = self._agreement(context, recall, active, mixing)
         prior, difference = self._prior(context, recall, weight, mixing)
         rows = _rows(recall, context)
-        covariance = self._covariance((*rows, difference), (*rows, difference), mixing)
+        covariance = _covariance((*rows, difference), (*rows, difference), mixing)
         coefficient = _posterior(context, prior, covariance, mixing["evidence"].exp())
         return weight, *rows, difference, coefficient
 
@@ -163,7 +162,7 @@ class PluralisticNetwork(nn.Module):
         prior, difference = self._prior(targets, recall, weight, mixing)
         if len(coefficient):
             asked = (*_rows(recall, targets), difference)
-            prior = prior + self._covariance(asked, tuple(known), mixing) @ coefficient
+            prior = prior + _covariance(asked, tuple(known), mixing) @ coefficient
         return prior, None
 
     def _mixing(self) -> dict[str, Tensor]:
@@ -193,15 +192,6 @@ class PluralisticNetwork(nn.Module):
         difference = (recall.logits - mean[:, None]) * (share + 1e-12).sqrt()
         return mean * mixing["temperature"].exp(), difference
 
-    def _covariance(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], mixing: dict[str, Tensor]
-    ) -> Tensor:
-        (q, d, x), (other_q, other_d, other_x) = rows, columns
-        apart = mixing["question_scale"].exp() * (q @ other_q.T - 1)
-        apart = apart + mixing["option_scale"].exp() * (d @ other_d.T - 1)
-        learned = mixing["spread"].exp() * (x @ other_x.T)
-        return learned + mixing["novelty"].exp() * apart.exp()
-
 
 @lru_cache(maxsize=2)
 def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
@@ -220,11 +210,15 @@ def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
     return torch.cat(blocks)[:number]
 
 
+def question_mean(flat: Tensor, batch: QuestionBatch) -> Tensor:
+    """Average (N, …) over the options of each question: (Q, …)."""
+    total = flat.new_zeros(len(batch), *flat.shape[1:]).index_add(0, batch.question, flat)
+    return total / batch.size.view(-1, *[1] * (flat.dim() - 1))
+
+
 def centred(flat: Tensor, batch: QuestionBatch) -> Tensor:
     """Subtract from each option the mean over the options of its question."""
-    total = flat.new_zeros(len(batch), *flat.shape[1:]).index_add(0, batch.question, flat)
-    size = batch.size.view(-1, *[1] * (flat.dim() - 1))
-    return flat - (total / size)[batch.question]
+    return flat - question_mean(flat, batch)[batch.question]
 
 
 def js_distance(p: Tensor, q: Tensor) -> Tensor:
@@ -247,6 +241,17 @@ def _rows(recall: Recall, batch: QuestionBatch) -> tuple[Tensor, Tensor]:
     """Return the unit vectors of every option's question and of its own deviation, (N, dim)."""
     dim = recall.question.shape[1]
     return recall.question[batch.question], recall.option[:, :dim]
+
+
+def _covariance(
+    rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], mixing: dict[str, Tensor]
+) -> Tensor:
+    """Return the covariance of options given as (question, deviation, differences)."""
+    (q, d, x), (other_q, other_d, other_x) = rows, columns
+    apart = mixing["question_scale"].exp() * (q @ other_q.T - 1)
+    apart = apart + mixing["option_scale"].exp() * (d @ other_d.T - 1)
+    learned = mixing["spread"].exp() * (x @ other_x.T)
+    return learned + mixing["novelty"].exp() * apart.exp()
 
 
 def _posterior(

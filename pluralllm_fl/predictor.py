@@ -150,3 +150,13 @@ class PreferencePredictor(nn.Module):
                 f"config.json: {reason}. Restore both from a copy, or train again."
             ) from None
         return predictor.eval()
+
+
+def initial_predictor(
+    config: RunConfig, embedding_dim: int, embedding_fingerprint: str
+) -> PreferencePredictor:
+    """Build the predictor that a run of this config starts from; seeds torch."""
+    torch.manual_seed(config.seed)
+    return PreferencePredictor(
+        PredictorConfig.from_run_config(config, embedding_dim, embedding_fingerprint)
+    )

@@ -1,13 +1,15 @@
 """Local optimisation of the predictor on one group: used by clients and by baselines."""
 
+import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.episodes import EpisodeSampler, GroupTable, IntArray, QuestionBatch
@@ -95,29 +97,36 @@ def train_group(
     """
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
-    pool = table.members("train")
-    network = predictor.network
-    if not isinstance(network, PluralisticNetwork):
-        episodes = _episodes(table, pool, config, local_steps, rng)
-        loss = _descend(predictor, episodes, config, learning_rate, proximal_mu)
-        return TrainingResult(loss, len(pool), time.perf_counter() - start)
-    # Whoever has the only prototype cannot do without it.
-    with network.without(prototype if len(network.memory) > 1 else None):
-        if not network.active().any():
-            learning_rate = 0.0  # before the first aggregate there is nothing to mix
-        episodes = _episodes(table, pool, config, local_steps, rng)
-        loss = _descend(predictor, episodes, config, learning_rate, proximal_mu)
-    kept = _at_most(table, rng.permutation(pool), MOST_OPTIONS)
-    remember(network, table.batch(kept), prototype=prototype, ridge=config.memory_ridge)
+    pool, network = table.members("train"), predictor.network
+    drawn = episodes(table, config, rng, local_steps)
+    if isinstance(network, PluralisticNetwork):
+        # Whoever has the only prototype cannot do without it.
+        with network.without(prototype if len(network.memory) > 1 else None):
+            # Before the first aggregate there is nothing to mix.
+            rate = learning_rate if network.active().any() else 0.0
+            loss = _descend(predictor, [network.mixing], drawn, config, rate, proximal_mu)
+        kept = _at_most(table, rng.permutation(pool), MOST_OPTIONS)
+        remember(network, table.batch(kept), prototype=prototype, ridge=config.memory_ridge)
+    else:
+        weights = list(network.parameters())
+        loss = _descend(predictor, weights, drawn, config, learning_rate, proximal_mu)
     return TrainingResult(loss, len(pool), time.perf_counter() - start)
 
 
-def _episodes(
-    table: GroupTable, pool: IntArray, config: RunConfig, number: int, rng: np.random.Generator
+def round_seed(seed: int, server_round: int, group: str) -> int:
+    """Return the seed of one group's work in one round."""
+    text = f"{seed}\0{server_round}\0{group}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def episodes(
+    table: GroupTable, config: RunConfig, rng: np.random.Generator, number: int
 ) -> Iterator[tuple[QuestionBatch, QuestionBatch]]:
+    """Draw context and targets from a group's training questions, so many times."""
     sampler = EpisodeSampler(
         (config.context_min, config.context_max), (config.target_min, config.target_max)
     )
+    pool = table.members("train")
     for _ in range(number):
         context, targets = sampler.sample(pool, rng)
         yield table.batch(context), table.batch(targets)
@@ -125,21 +134,18 @@ def _episodes(
 
 def _descend(
     predictor: PreferencePredictor,
-    episodes: Iterator[tuple[QuestionBatch, QuestionBatch]],
+    weights: Sequence[Parameter],
+    drawn: Iterator[tuple[QuestionBatch, QuestionBatch]],
     config: RunConfig,
     learning_rate: float,
     proximal_mu: float,
 ) -> float:
     """Take one AdamW step an episode; return the mean loss."""
-    network = predictor.network
-    trained = list(network.parameters())
-    if isinstance(network, PluralisticNetwork):
-        trained = [network.mixing]
-    optimizer = FlatAdamW(trained, learning_rate, config.weight_decay)
+    optimizer = FlatAdamW(weights, learning_rate, config.weight_decay)
     origin = optimizer.values.clone()
     predictor.train()
     losses = []
-    for context, targets in episodes:
+    for context, targets in drawn:
         loss = prediction_loss(predictor(context, targets), targets, config.loss)
         losses.append(loss.item())
         loss.backward()  # type: ignore[no-untyped-call]

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +12,12 @@ from flwr.serverapp.strategy import Strategy
 from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError, PluralLLMError
-from pluralllm_fl.federation import checks, results
+from pluralllm_fl.federation import checks, prototypes, results
 from pluralllm_fl.federation.callbacks import Callback
 from pluralllm_fl.federation.checkpoint import Progress
 from pluralllm_fl.federation.guard import GuardedGrid, Outcome
 from pluralllm_fl.federation.records import Arrays, seeded, to_arrays, to_record
 from pluralllm_fl.federation.strategies import innermost, is_private
-from pluralllm_fl.memory import OWNED, undiluted
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
@@ -143,7 +141,9 @@ class RoundLoop:
             config["evaluate"] = True
             config["context-questions"] = self.config.context_questions
         self.grid.open_phase(train=True)
-        messages = self._addressed(self._configure("train", server_round, config))
+        own = prototypes.assign(self.config, self.grid.roster)
+        configured = self._configure("train", server_round, config)
+        messages = prototypes.address(configured, self.grid, own)
         trained = {message.metadata.dst_node_id for message in messages}
         passengers = [m for m in passengers if m.metadata.dst_node_id not in trained]
         replies, scores = self._gather(
@@ -158,7 +158,7 @@ class RoundLoop:
         by_group = {
             o.node.group: results.training(content, self._weight_key) for o, content in replies
         }
-        self._side_by_side(replies, server_round)
+        prototypes.side_by_side(replies, own, self._weight_key, server_round)
         self._aggregate(server_round, [_reply(o, content) for o, content in replies])
         self.emit(
             "round",
@@ -178,47 +178,6 @@ class RoundLoop:
             messages, server_round, train=False, attempts=2 if last and server_round else 1
         )
         self._score(server_round, replies, self._account(start))
-
-    def _addressed(self, messages: Sequence[Message]) -> list[Message]:
-        """Tell every training node which prototype of the model is its own."""
-        result = []
-        for message in messages:
-            content = RecordDict(dict(message.content.items()))
-            prototype = self._prototype(self.grid.node(message).group)
-            for key, record in message.content.config_records.items():
-                content[key] = ConfigRecord({**record, "prototype": prototype})
-            metadata = message.metadata
-            result.append(
-                Message(content, metadata.dst_node_id, metadata.message_type,
-                        ttl=metadata.ttl, group_id=metadata.group_id)
-            )  # fmt: skip
-        return result
-
-    @property
-    def _owners(self) -> list[str]:
-        """Training groups in the order of their prototypes, which a late node must not change."""
-        named, seen = sorted(self.config.seen), self.grid.roster.seen
-        return named if set(seen) <= set(named) else seen
-
-    def _prototype(self, group: str) -> int:
-        return self._owners.index(group) % self.config.prototypes
-
-    def _side_by_side(self, replies: Replies, server_round: int) -> None:
-        """Undo what averaging would do to the prototypes; a node moves none but its own."""
-        owned = [name for name in OWNED if name in self.progress.arrays]
-        if not owned:
-            return
-        prototypes = [self._prototype(outcome.node.group) for outcome, _ in replies]
-        weights = [results.weight(content, self._weight_key) for _, content in replies]
-        owners = Counter(self._prototype(group) for group in self._owners)
-        factors = undiluted(prototypes, weights, owners, server_round)
-        for (outcome, content), prototype, factor in zip(replies, prototypes, factors, strict=True):
-            sent = outcome.message.content.array_records["arrays"]
-            arrays = to_arrays(content.array_records["arrays"])
-            for name in owned:
-                moved, arrays[name] = arrays[name][prototype], sent[name].numpy().copy()
-                arrays[name][prototype] += factor * (moved - arrays[name][prototype])
-            content["arrays"] = to_record(arrays)
 
     def _rides(self, server_round: int) -> bool:
         """Return whether the model that comes into this round is evaluated by its messages."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pluralllm_fl.federation.node_state import NodeState
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.preferences import Role
-from pluralllm_fl.training import train_group
+from pluralllm_fl.training import round_seed, train_group
 from pluralllm_fl.workspace import Workspace, open_workspace
 
 # A deployed node scores no fewer target questions than this: a mean over one is that answer.
@@ -156,7 +155,7 @@ class LocalNode:
             self.config,
             learning_rate=_number(orders, "learning-rate"),
             local_steps=int(_number(orders, "local-steps")),
-            seed=_derive(int(_number(orders, "seed")), server_round, self.group),
+            seed=round_seed(int(_number(orders, "seed")), server_round, self.group),
             proximal_mu=_number(orders, "proximal-mu", 0.0),
             prototype=int(_number(orders, "prototype", 0)),
         )
@@ -278,9 +277,3 @@ def _text(orders: Mapping[str, object], key: str) -> str:
     if not isinstance(value, str) or Path(value).name != value or value in ("", ".", ".."):
         raise ConfigError(f"The server's message lacks '{key}', a plain name.")
     return value
-
-
-def _derive(seed: int, server_round: int, group: str) -> int:
-    """Return the seed of one group's work in one round."""
-    text = f"{seed}\0{server_round}\0{group}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
