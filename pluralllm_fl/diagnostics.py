@@ -22,8 +22,9 @@ from pluralllm_fl.evaluation import (
     score_targets,
 )
 from pluralllm_fl.inference import require_same_embedding, run_config
-from pluralllm_fl.metrics import FloatArray, alignment, ordinal_alignment
+from pluralllm_fl.metrics import alignment, ordinal_alignment
 from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.references import reference_alignment, seen_mean, uniform
 from pluralllm_fl.workspace import Workspace, open_workspace
 
 CONTEXT_SIZES = (0, 1, 2, 5, 10, 20, 50)
@@ -66,8 +67,10 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
         "wrong_context": _difference(own, wrong),
         "ordinal_alignment": _by_side(workspace, partial(_ordinal, predictor, workspace)),
         "references": {
-            "uniform": _by_side(workspace, partial(_uniform, predictor, workspace)),
-            "seen_mean": _by_side(workspace, partial(_seen_mean, workspace)),
+            "uniform": _by_side(workspace, partial(reference_alignment, workspace, uniform)),
+            "seen_mean": _by_side(
+                workspace, partial(reference_alignment, workspace, seen_mean(workspace))
+            ),
             "ceiling": _by_side(workspace, lambda g: float(ceiling[g])) if ceiling else None,
         },
         "examples": _examples(predictor, workspace),
@@ -132,10 +135,6 @@ def _others(workspace: Workspace, group: str) -> Sequence[str]:
     return (side[at + 1 :] + side[:at])[:OTHER_GROUPS]
 
 
-def _uniform(predictor: PreferencePredictor, workspace: Workspace, group: str) -> float:
-    return score_targets(_paper_targets(predictor, workspace, group)).uniform
-
-
 def _ordinal(predictor: PreferencePredictor, workspace: Workspace, group: str) -> float | None:
     """Score the ordinal target questions by 1 - W1 / max W1; None without any."""
     targets = _paper_targets(predictor, workspace, group)
@@ -156,24 +155,6 @@ def _paper_targets(predictor: PreferencePredictor, workspace: Workspace, group: 
     table, config = workspace.table(group), workspace.config
     context, targets = context_and_targets(table, "all", config.context_questions, config.seed)
     return predict_targets(predictor, table, context, targets)
-
-
-def _seen_mean(workspace: Workspace, group: str) -> float:
-    """Score the mean answer of the (other) seen groups; uniform where none of them answered."""
-    others = [workspace.dataset.groups[g].answers for g in workspace.seen if g != group]
-    table, config = workspace.table(group), workspace.config
-    _, targets = context_and_targets(table, "all", config.context_questions, config.seed)
-    answers = workspace.dataset.groups[group].answers
-    predicted: list[FloatArray] = []
-    for index in targets:
-        question = table.questions[index]
-        held = [answer[question] for answer in others if question in answer]
-        uniform = np.full(len(question.options), 1 / len(question.options))
-        predicted.append(np.mean(held, axis=0) if held else uniform)
-    true = [answers[table.questions[i]] for i in targets]
-    question_index = np.repeat(np.arange(len(targets)), [len(p) for p in true])
-    scores = alignment(np.concatenate(predicted), np.concatenate(true), question_index)
-    return float(scores.mean())
 
 
 def _examples(predictor: PreferencePredictor, workspace: Workspace) -> list[dict[str, Any]]:

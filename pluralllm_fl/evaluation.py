@@ -1,8 +1,9 @@
 """Predictor x group -> scores on the split grid, with bootstrap intervals."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +57,10 @@ class Targets:
         return alignment(self.predicted, self.true, self.question)
 
 
+# A group's table, its context and target questions -> its predicted targets.
+Predict = Callable[[GroupTable, IntArray, IntArray], Targets]
+
+
 def evaluation_order(table: GroupTable, seed: int) -> IntArray:
     """Shuffle a group's questions; contexts are prefixes, so larger ones hold the smaller.
 
@@ -90,15 +95,17 @@ def predict_targets(
     predictor: PreferencePredictor, table: GroupTable, context: IntArray, targets: IntArray
 ) -> Targets:
     """Predict all targets of a group in one pass, given its answers to the context questions."""
+    asked = table.batch(targets).without_answers()
+    predicted = predictor.predict(table.batch(context), asked)
+    return beside_answers(predicted.double().cpu().numpy(), table, targets)
+
+
+def beside_answers(predicted: FloatArray, table: GroupTable, targets: IntArray) -> Targets:
+    """Put predicted distributions (flat, in the order of `targets`) beside the group's answers."""
     batch = table.batch(targets)
     assert batch.distribution is not None
-    predicted = predictor.predict(table.batch(context), batch.without_answers())
-    return Targets(
-        targets,
-        predicted.double().cpu().numpy(),
-        batch.distribution.double().cpu().numpy(),
-        batch.question.cpu().numpy(),
-    )
+    true = batch.distribution.double().cpu().numpy()
+    return Targets(targets, predicted, true, batch.question.cpu().numpy())
 
 
 def score_targets(targets: Targets) -> SplitScore:
@@ -115,12 +122,17 @@ def evaluate_group(
     predictor: PreferencePredictor, table: GroupTable, *, context_questions: int, seed: int
 ) -> dict[EvaluationSplit, SplitScore]:
     """Score one group on every split of questions."""
-    predictor.eval()
+    predict = partial(predict_targets, predictor.eval())
+    return score_splits(predict, table, context_questions=context_questions, seed=seed)
+
+
+def score_splits(
+    predict: Predict, table: GroupTable, *, context_questions: int, seed: int
+) -> dict[EvaluationSplit, SplitScore]:
+    """Score whatever predicts on every split of one group's questions."""
     return {
         split: score_targets(
-            predict_targets(
-                predictor, table, *context_and_targets(table, split, context_questions, seed)
-            )
+            predict(table, *context_and_targets(table, split, context_questions, seed))
         )
         for split in EVALUATION_SPLITS
     }

@@ -1,10 +1,11 @@
 """What a node or a tool works on: data set, group split, embedding table, group tables."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +15,10 @@ from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding import TextEmbedder
 from pluralllm_fl.episodes import GroupTable
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
+from pluralllm_fl.preferences import FloatArray, PreferenceDataset, Role, split_groups
 
 Progress = Callable[[int, int], None]
+RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in MiniLM
 
 
 @dataclass(frozen=True)
@@ -130,3 +132,29 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
     return Workspace(
         config, dataset, seen, unseen, vectors, dict(table.first_row), embedder.fingerprint
     )
+
+
+def with_random_vectors(workspace: Workspace) -> Workspace:
+    """Replace the language model by chance: what does its understanding of the texts add?
+
+    Every vector is a direction of the question's text plus a small one of the option's text,
+    scaled to length 1. So equal texts are recognised as equal, and nothing else is.
+    """
+    rng = np.random.default_rng(workspace.config.seed)
+    dimension = workspace.vectors.shape[1]
+
+    def draw(texts: set[str]) -> dict[str, FloatArray]:
+        directions = rng.standard_normal((len(texts), dimension))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        return dict(zip(sorted(texts), directions, strict=True))
+
+    questions = workspace.dataset.questions
+    question = draw({q.text for q in questions})
+    option = draw({o for q in questions for o in q.options})
+    vectors = np.zeros(workspace.vectors.shape)
+    for q in questions:
+        rows = [question[q.text] + RANDOM_DEVIATION * option[o] for o in q.options]
+        first = workspace.first_row[q.id]
+        vectors[first : first + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    table = torch.from_numpy(vectors).to(workspace.vectors)
+    return replace(workspace, vectors=table, embedding_fingerprint="random", _tables={})

@@ -1,0 +1,140 @@
+"""Probes of the frozen embeddings: how far does one opinion for all groups, without context, go?
+
+Both are fitted once on the pooled training questions of the seen groups and read nothing else. A
+probe depends on the question alone, so the groups' answers enter as their mean and their number.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from pluralllm_fl.episodes import GroupTable, IntArray, QuestionBatch
+from pluralllm_fl.memory import MOST_OPTIONS, SMALLEST_SHARE
+from pluralllm_fl.metrics import FloatArray
+from pluralllm_fl.optimizer import FlatAdamW
+from pluralllm_fl.references import Reference, option_rows, question_rows, seen_answers
+from pluralllm_fl.workspace import Workspace
+
+MLP_WIDTH = 128
+MLP_STEPS = 400
+MLP_QUESTIONS = 128  # in a step
+MLP_LEARNING_RATE = 2e-3
+MLP_WEIGHT_DECAY = 0.1
+
+
+class Pooled(NamedTuple):
+    """Training questions of the seen groups: `shares` (N, groups), NaN where one gave none."""
+
+    questions: QuestionBatch
+    shares: Tensor
+
+
+def pooled(workspace: Workspace) -> Pooled:
+    """Gather the training questions of the seen groups."""
+    answers = seen_answers(workspace, "train")
+    first, size = question_rows(workspace)
+    asked = ~np.isnan(answers[:, first]).all(axis=0)
+    first, size = first[asked], size[asked]
+    questions = QuestionBatch.build(workspace.vectors, first, size, None)
+    shares = torch.from_numpy(answers[:, option_rows(first, size)].T.copy())
+    return Pooled(questions, shares.to(workspace.vectors))
+
+
+def ridge_probe(workspace: Workspace) -> Reference:
+    """Fit log shares, centred in each question, by ridge regression on ``[√½, q] ⊗ d``.
+
+    The features are those of a prototype without the squares, the ridge is ``memory-ridge``. Of
+    more than 8,000 options a random part is used: the system to solve is dense.
+    """
+    questions, shares = _at_most(pooled(workspace), MOST_OPTIONS)
+    known = ~shares.isnan()
+    logarithm = (shares.nan_to_num() + SMALLEST_SHARE).log()
+    wanted = (logarithm * known).sum(1) / known.sum(1)
+    wanted = wanted - _question_mean(wanted, questions)[questions.question]
+    biased, option = features(questions)
+    rows = biased[questions.question]
+    gram = (rows @ rows.T).mul_(option @ option.T)
+    gram.diagonal().add_(workspace.config.memory_ridge / known.sum(1))
+    dual = torch.cholesky_solve(wanted[:, None], torch.linalg.cholesky(gram))
+    matrix = rows.T @ (dual * option)
+
+    def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
+        batch = table.batch(targets)
+        biased, option = features(batch)
+        scores = ((biased @ matrix)[batch.question] * option).sum(1)
+        return _as_array(_log_softmax(scores, batch).exp())
+
+    return predict
+
+
+def mlp_probe(workspace: Workspace) -> Reference:
+    """Train one hidden layer on ``[√½, q, d]`` by the cross-entropy within questions."""
+    questions, shares = pooled(workspace)
+    answered = (~shares.isnan()).sum(1).to(shares)
+    weight = _question_mean(answered, questions)  # groups that answered each question
+    questions = replace(questions, distribution=shares.nansum(1) / answered)
+    torch.manual_seed(workspace.config.seed)
+    dimension = 2 * workspace.vectors.shape[1] + 1
+    layers = nn.Sequential(nn.Linear(dimension, MLP_WIDTH), nn.ReLU(), nn.Linear(MLP_WIDTH, 1))
+    layers.to(workspace.vectors.device)
+
+    def log_probability(batch: QuestionBatch) -> Tensor:
+        biased, option = features(batch)
+        scores = layers(torch.cat([biased[batch.question], option], dim=1))[:, 0]
+        return _log_softmax(scores, batch)
+
+    optimizer = FlatAdamW(list(layers.parameters()), MLP_LEARNING_RATE, MLP_WEIGHT_DECAY)
+    for _ in range(MLP_STEPS):
+        picked = torch.randperm(len(questions))[:MLP_QUESTIONS].sort().values.to(weight.device)
+        batch = questions.select(picked)
+        assert batch.distribution is not None
+        share = batch.distribution * weight[picked][batch.question] / weight[picked].sum()
+        loss = torch.neg((share * log_probability(batch)).sum())
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    @torch.no_grad()
+    def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
+        return _as_array(log_probability(table.batch(targets)).exp())
+
+    return predict
+
+
+def features(batch: QuestionBatch) -> tuple[Tensor, Tensor]:
+    """Return ``[√½, q]`` (Q, 1 + dim) and ``d`` (N, dim).
+
+    ``q`` is the question's mean vector, scaled to length 1; ``d`` the option's deviation from it,
+    scaled so that the mean square length within the question is 1.
+    """
+    mean = _question_mean(batch.embedding, batch)
+    deviation = batch.embedding - mean[batch.question]
+    length = _question_mean(deviation.square().sum(1), batch).sqrt().clamp(min=1e-12)
+    biased = F.pad(F.normalize(mean, dim=1), (1, 0), value=0.5**0.5)
+    return biased, deviation / length[batch.question, None]
+
+
+def _at_most(data: Pooled, options: int) -> Pooled:
+    """Keep the first questions, a random part as they are sorted by a hash."""
+    number = int((data.questions.size.cumsum(0) <= options).sum())
+    kept = torch.arange(number, device=data.shares.device)
+    rows = data.questions.question < number
+    return Pooled(data.questions.select(kept), data.shares[rows])
+
+
+def _question_mean(flat: Tensor, batch: QuestionBatch) -> Tensor:
+    total = flat.new_zeros(len(batch), *flat.shape[1:]).index_add(0, batch.question, flat)
+    return total / batch.size.view(-1, *[1] * (flat.dim() - 1))
+
+
+def _log_softmax(scores: Tensor, batch: QuestionBatch) -> Tensor:
+    padded = batch.pad(scores).masked_fill(~batch.mask, -torch.inf)
+    return batch.flatten(padded.log_softmax(dim=1))
+
+
+def _as_array(probability: Tensor) -> FloatArray:
+    array: FloatArray = probability.double().cpu().numpy()
+    return array

@@ -1,0 +1,178 @@
+"""What a predictor must beat: references without learning, from pooled answers.
+
+No federation may have them. All but `uniform` read raw answers of seen groups; those called an
+oracle read them on held-out questions too, where a predictor has none. A seen group that is
+asked is left out of its own reference.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from pluralllm_fl.episodes import GroupTable, IntArray
+from pluralllm_fl.evaluation import beside_answers, context_and_targets, score_targets
+from pluralllm_fl.metrics import FloatArray, alignment
+from pluralllm_fl.preferences import QuestionSplit
+from pluralllm_fl.workspace import Workspace
+
+# A group's table, its context and target questions -> shares of the targets' options, flat.
+Reference = Callable[[GroupTable, IntArray, IntArray], FloatArray]
+
+EVERY_SPLIT: tuple[QuestionSplit, ...] = ("train", "validation", "test")
+SHARPNESS = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0)  # tried for the memory
+
+
+def uniform(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
+    """Predict that all options are equally likely."""
+    size = table.size[targets]
+    return np.repeat(1.0 / size, size)
+
+
+def seen_mean(workspace: Workspace) -> Reference:
+    """Oracle: the seen groups' mean answer to the very question; uniform where none answered."""
+    answers = seen_answers(workspace, *EVERY_SPLIT)
+
+    def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
+        return _recalled(answers, _others(workspace, table.group), table, targets)
+
+    return predict
+
+
+def agreement_memory(workspace: Workspace) -> Reference:
+    """Oracle: as `seen_mean`, each group weighted by ``exp(sharpness * agreement)``.
+
+    Agreement is the mean alignment with the context on shared questions; a group that shares none
+    counts as the average of the others. The sharpness is the best for the seen groups, each
+    predicted from the others.
+    """
+    config, answers = workspace.config, seen_answers(workspace, *EVERY_SPLIT)
+
+    def weights(table: GroupTable, context: IntArray, sharpness: float) -> FloatArray:
+        score = sharpness * agreement(answers, table, context)
+        weight: FloatArray = np.exp(score - score.max()) * _others(workspace, table.group)
+        return weight
+
+    def score(sharpness: float) -> float:
+        scores = []
+        for group in workspace.seen:
+            table = workspace.table(group)
+            shown, asked = context_and_targets(table, "all", config.context_questions, config.seed)
+            predicted = _recalled(answers, weights(table, shown, sharpness), table, asked)
+            scores.append(beside_answers(predicted, table, asked).alignment.mean())
+        return float(np.mean(scores))
+
+    best = max(SHARPNESS, key=score)
+
+    def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:
+        return _recalled(answers, weights(table, context, best), table, targets)
+
+    return predict
+
+
+def nearest_question(workspace: Workspace) -> Reference:
+    """Copy the seen groups' mean answer to the nearest training question; uniform without any.
+
+    Nearest by the cosine of question vectors among those with as many options, a training question
+    itself being its own nearest. Options are matched by the assignment with the largest sum of
+    inner products.
+    """
+    answers = seen_answers(workspace, "train")
+    vectors = workspace.vectors.double().cpu().numpy()
+    first, size = question_rows(workspace)
+    direction = _directions(vectors, first, size)
+
+    def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
+        mean = weighted_mean(answers, _others(workspace, table.group))
+        known = np.flatnonzero(~np.isnan(mean[first]))
+        own_first, own_size = table.first_row[targets], table.size[targets]
+        cosine = _directions(vectors, own_first, own_size) @ direction[known].T
+        cosine[own_size[:, None] != size[known]] = -np.inf
+        cosine[own_first[:, None] == first[known]] = np.inf
+        predicted = []
+        for row, start, options in zip(cosine, own_first, own_size, strict=True):
+            if row.max(initial=-np.inf) == -np.inf:
+                predicted.append(np.full(options, 1 / options))
+                continue
+            rows = first[known[row.argmax()]] + np.arange(options)
+            similar = vectors[start : start + options] @ vectors[rows].T
+            predicted.append(mean[rows][linear_sum_assignment(similar, maximize=True)[1]])
+        return np.concatenate(predicted) if predicted else np.zeros(0)
+
+    return predict
+
+
+def reference_alignment(workspace: Workspace, reference: Reference, group: str) -> float:
+    """Score a reference on the questions of the paper's measure."""
+    table, config = workspace.table(group), workspace.config
+    context, targets = context_and_targets(table, "all", config.context_questions, config.seed)
+    predicted = reference(table, context, targets)
+    return score_targets(beside_answers(predicted, table, targets)).alignment
+
+
+def seen_answers(workspace: Workspace, *splits: QuestionSplit) -> FloatArray:
+    """Lay out answers as (seen groups, rows of the embedding table), NaN where there is none."""
+    answers = np.full((len(workspace.seen), len(workspace.vectors)), np.nan)
+    for place, group in enumerate(workspace.seen):
+        table = workspace.table(group)
+        held = np.repeat(np.isin(table.split, splits), table.size)
+        answers[place, option_rows(table.first_row, table.size)[held]] = table.distribution[held]
+    return answers
+
+
+def question_rows(workspace: Workspace) -> tuple[IntArray, IntArray]:
+    """Return first row and number of options of every question of the data set."""
+    questions = workspace.dataset.questions
+    first = [workspace.first_row[q.id] for q in questions]
+    return np.array(first, dtype=np.int64), np.array([len(q.options) for q in questions])
+
+
+def option_rows(first_row: IntArray, size: IntArray) -> IntArray:
+    """Return the rows of all options of these questions."""
+    start = np.cumsum(size) - size
+    rows: IntArray = np.arange(size.sum()) + np.repeat(first_row - start, size)
+    return rows
+
+
+def agreement(answers: FloatArray, table: GroupTable, context: IntArray) -> FloatArray:
+    """Return each seen group's mean alignment with a context, (seen groups,)."""
+    batch = table.batch(context)
+    assert batch.distribution is not None
+    true, question = batch.distribution.double().cpu().numpy(), batch.question.cpu().numpy()
+    shown = answers[:, option_rows(table.first_row[context], table.size[context])]
+    group, option = np.nonzero(~np.isnan(shown))
+    cells, cell = np.unique(group * len(context) + question[option], return_inverse=True)
+    scores = alignment(shown[group, option], true[option], cell)
+    owner = cells // max(len(context), 1)
+    count = np.bincount(owner, minlength=len(answers))
+    total = np.bincount(owner, weights=scores, minlength=len(answers))
+    mean = total / np.maximum(count, 1)
+    shared = count > 0
+    return np.where(shared, mean, mean[shared].mean() if shared.any() else 0.0)
+
+
+def weighted_mean(answers: FloatArray, weights: FloatArray) -> FloatArray:
+    """Average answers over the groups that gave one; NaN where none with a weight did."""
+    mass = weights @ ~np.isnan(answers)
+    total = weights @ np.nan_to_num(answers)
+    return np.divide(total, mass, out=np.full_like(mass, np.nan), where=mass > 0)
+
+
+def _recalled(
+    answers: FloatArray, weights: FloatArray, table: GroupTable, targets: IntArray
+) -> FloatArray:
+    rows = option_rows(table.first_row[targets], table.size[targets])
+    mean = weighted_mean(answers[:, rows], weights)
+    return np.where(np.isnan(mean), uniform(table, targets, targets), mean)
+
+
+def _others(workspace: Workspace, group: str) -> FloatArray:
+    """Return weight 1 for every seen group but the one asked."""
+    return np.array([float(seen != group) for seen in workspace.seen])
+
+
+def _directions(vectors: FloatArray, first_row: IntArray, size: IntArray) -> FloatArray:
+    """Return the unit vectors of questions: the means over their options."""
+    total = np.add.reduceat(vectors[option_rows(first_row, size)], np.cumsum(size) - size)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return np.asarray(total / np.maximum(length, 1e-12))

@@ -1,0 +1,285 @@
+"""References against naive loops over answers by question, and against numpy's least squares."""
+
+import dataclasses
+from collections.abc import Callable
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.distance import jensenshannon
+
+from pluralllm_fl.evaluation import context_and_targets
+from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
+from pluralllm_fl.probes import mlp_probe, ridge_probe
+from pluralllm_fl.references import (
+    SHARPNESS,
+    Reference,
+    agreement,
+    agreement_memory,
+    nearest_question,
+    reference_alignment,
+    seen_answers,
+    seen_mean,
+    uniform,
+)
+from pluralllm_fl.workspace import Workspace, with_random_vectors
+from tests.survey import CONFIG, SEEN, UNSEEN, spoiled, survey
+
+pytestmark = pytest.mark.fast
+
+Array = NDArray[np.float64]
+SHOWN = CONFIG.context_questions
+
+
+def ask(workspace: Workspace, reference: Reference, group: str) -> dict[Question, Array]:
+    table = workspace.table(group)
+    context, targets = context_and_targets(table, "all", SHOWN, CONFIG.seed)
+    flat = reference(table, context, targets)
+    parts = np.split(flat, np.cumsum(table.size[targets])[:-1])
+    return {table.questions[i]: part for i, part in zip(targets, parts, strict=True)}
+
+
+def held(workspace: Workspace, question: Question, *, without: str, split: str = "") -> list[Array]:
+    found = []
+    for group in workspace.seen:
+        table = workspace.table(group)
+        answers = workspace.dataset.groups[group].answers
+        if group != without and question in answers:
+            place = table.questions.index(question)
+            if not split or table.split[place] == split:
+                found.append(answers[question])
+    return found
+
+
+def even(question: Question) -> Array:
+    return np.full(len(question.options), 1 / len(question.options))
+
+
+@pytest.mark.parametrize("group", [UNSEEN[0], SEEN[1]])
+def test_uniform_and_seen_mean(group: str) -> None:
+    workspace = survey()
+    guess, mean = ask(workspace, uniform, group), ask(workspace, seen_mean(workspace), group)
+    nobody = 0
+    for question, predicted in mean.items():
+        answers = held(workspace, question, without=group)
+        nobody += not answers
+        expected = np.mean(answers, axis=0) if answers else even(question)
+        np.testing.assert_allclose(predicted, expected, atol=1e-6)
+        np.testing.assert_allclose(guess[question], even(question))
+    assert nobody or group in SEEN
+
+
+def test_alignment_of_a_reference() -> None:
+    workspace = survey()
+    answers = workspace.dataset.groups["Southland"].answers
+    expected = np.mean(
+        [1 - jensenshannon(p, answers[q]) for q, p in ask(workspace, uniform, "Southland").items()]
+    )
+    assert reference_alignment(workspace, uniform, "Southland") == pytest.approx(expected, abs=1e-6)
+
+
+def test_agreement_of_two_groups_by_hand() -> None:
+    """One shares one question with the context and answers alike; the other shares none."""
+    press, court, army = (Question(f"Trust the {w}?", ("Yes", "No")) for w in ("p", "c", "a"))
+    yes, half = np.array([1.0, 0.0]), np.array([0.5, 0.5])
+    groups = {
+        "A": GroupPreferences("A", {press: yes, army: yes}),
+        "B": GroupPreferences("B", {army: half}),
+        "C": GroupPreferences("C", {press: yes, court: yes, army: yes}),
+    }
+    dataset = PreferenceDataset("by hand", groups)
+    rows = {q.id: 2 * i for i, q in enumerate(dataset.questions)}
+    config = dataclasses.replace(CONFIG, context_questions=0)
+    workspace = Workspace(config, dataset, ("A", "B"), ("C",), torch.eye(6), rows, "")
+    table = workspace.table("C")
+    answers = seen_answers(workspace, "train", "validation", "test")
+    place = {question: i for i, question in enumerate(table.questions)}
+
+    def score(*questions: Question) -> list[float]:
+        return agreement(answers, table, np.array([place[q] for q in questions], int)).tolist()
+
+    assert score(press, court) == pytest.approx([1, 1])  # B counts as the average of the others
+    distance = jensenshannon(half, yes)
+    assert score(press, army) == pytest.approx([1, 1 - distance])
+    assert score(court) == score() == [0, 0]
+    memory = agreement_memory(workspace)
+    shown, asked = np.array([place[court]]), np.array([place[army]])
+    np.testing.assert_allclose(memory(table, shown, asked), [0.75, 0.25])
+
+
+def naive_memory(workspace: Workspace, group: str, sharpness: float) -> dict[Question, Array]:
+    table = workspace.table(group)
+    context, targets = context_and_targets(table, "all", SHOWN, CONFIG.seed)
+    own = workspace.dataset.groups[group].answers
+    memories = {g: workspace.dataset.groups[g].answers for g in workspace.seen if g != group}
+    weight = {}
+    for name, answers in memories.items():
+        shared = [q for i in context if (q := table.questions[i]) in answers]
+        close = [1 - jensenshannon(answers[q], own[q]) for q in shared]
+        weight[name] = np.exp(sharpness * np.mean(close))
+    predicted = {}
+    for question in (table.questions[i] for i in targets):
+        found = [g for g in memories if question in memories[g]]
+        total = sum(weight[g] * memories[g][question] for g in found)
+        predicted[question] = total / sum(weight[g] for g in found) if found else even(question)
+    return predicted
+
+
+def test_agreement_memory_equals_a_naive_loop() -> None:
+    workspace = survey()
+
+    def leave_one_out(sharpness: float) -> float:
+        scores = []
+        for group in SEEN:
+            own = workspace.dataset.groups[group].answers
+            predicted = naive_memory(workspace, group, sharpness).items()
+            scores.append(np.mean([1 - jensenshannon(p, own[q]) for q, p in predicted]))
+        return float(np.mean(scores))
+
+    best = max(SHARPNESS, key=leave_one_out)
+    assert best > 0
+    memory = agreement_memory(workspace)
+    for group in (UNSEEN[0], SEEN[0]):
+        expected = naive_memory(workspace, group, best)
+        for question, predicted in ask(workspace, memory, group).items():
+            np.testing.assert_allclose(predicted, expected[question], atol=1e-6)
+    mean = seen_mean(workspace)
+    for group in UNSEEN:
+        better = reference_alignment(workspace, memory, group)
+        assert better > reference_alignment(workspace, mean, group) + 0.02
+
+
+def test_nearest_question_equals_brute_force() -> None:
+    workspace, group = survey(), UNSEEN[0]
+    vectors = workspace.vectors.double().numpy()
+
+    def rows(question: Question) -> Array:
+        first = workspace.first_row[question.id]
+        return vectors[first : first + len(question.options)]
+
+    def cosine(a: Question, b: Question) -> float:
+        p, q = rows(a).mean(0), rows(b).mean(0)
+        return float(p @ q / np.linalg.norm(p) / np.linalg.norm(q))
+
+    trained = {
+        q: np.mean(answers, axis=0)
+        for q in workspace.dataset.questions
+        if (answers := held(workspace, q, without=group, split="train"))
+    }
+    itself = 0
+    for question, predicted in ask(workspace, nearest_question(workspace), group).items():
+        if question in trained:
+            itself += 1
+            expected = trained[question]
+        else:
+            alike = [q for q in trained if len(q.options) == len(question.options)]
+            nearest = max(alike, key=lambda q: cosine(q, question))
+            similar = rows(question) @ rows(nearest).T
+            orders = permutations(range(len(question.options)))
+            best = max(orders, key=lambda o: sum(similar[i, j] for i, j in enumerate(o)))
+            expected = trained[nearest][list(best)]
+        np.testing.assert_allclose(predicted, expected, atol=1e-6)
+    assert 0 < itself < len(workspace.table(group)) - SHOWN
+
+
+def test_nearest_question_guesses_where_no_training_question_is_alike() -> None:
+    workspace = survey(dataclasses.replace(CONFIG, validation_fraction=0.0, test_fraction=0.99))
+    table = workspace.table(UNSEEN[0])
+    none, every = np.array([], int), np.arange(len(table))
+    reference = nearest_question(workspace)
+    trained = {
+        len(workspace.table(g).questions[i].options)
+        for g in SEEN
+        for i in workspace.table(g).members("train")
+    }
+    assert len(trained) < 4
+    parts = np.split(reference(table, none, every), np.cumsum(table.size)[:-1])
+    for question, predicted in zip(table.questions, parts, strict=True):
+        if len(question.options) not in trained:
+            np.testing.assert_allclose(predicted, even(question))
+    assert reference(table, none, none).shape == (0,)
+
+
+def test_ridge_probe_equals_least_squares_with_ridge_rows() -> None:
+    workspace, group = survey(), UNSEEN[0]
+    vectors = workspace.vectors.double().numpy()
+
+    def explicit(question: Question) -> Array:
+        first = workspace.first_row[question.id]
+        x = vectors[first : first + len(question.options)]
+        mean = x.mean(0)
+        deviation = x - mean
+        d = deviation / np.sqrt((deviation**2).sum(1).mean())
+        q = np.append(np.sqrt(0.5), mean / np.linalg.norm(mean))
+        return np.array([np.outer(q, row).ravel() for row in d])
+
+    left, right = [], []
+    for seen in SEEN:
+        table = workspace.table(seen)
+        for i in table.members("train"):
+            share = np.log(workspace.dataset.groups[seen].answers[table.questions[i]] + 1e-3)
+            left.append(explicit(table.questions[i]))
+            right.append(share - share.mean())
+    width = left[0].shape[1]
+    left.append(np.sqrt(CONFIG.memory_ridge) * np.eye(width))
+    right.append(np.zeros(width))
+    solution = np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=None)[0]
+    for question, predicted in ask(workspace, ridge_probe(workspace), group).items():
+        share = np.exp(explicit(question) @ solution)
+        np.testing.assert_allclose(predicted, share / share.sum(), atol=2e-4)
+
+
+def test_mlp_probe_learns_what_the_seen_groups_share() -> None:
+    workspace = survey()
+    first, again = mlp_probe(workspace), mlp_probe(workspace)
+    table = workspace.table(SEEN[0])
+    trained, none = table.members("train"), np.array([], int)
+    truth = table.batch(trained).distribution
+    assert truth is not None
+
+    def cross_entropy(reference: Reference) -> float:
+        return -float(truth.numpy() @ np.log(reference(table, none, trained)))
+
+    assert cross_entropy(first) < cross_entropy(uniform) - 0.1 * len(trained)
+    np.testing.assert_array_equal(first(table, none, trained), again(table, none, trained))
+
+
+@pytest.mark.parametrize("build", [nearest_question, ridge_probe, mlp_probe])
+def test_held_out_answers_are_not_read(build: Callable[[Workspace], Reference]) -> None:
+    workspace = survey()
+    asked = workspace.table(UNSEEN[0])
+    none, every = np.array([], int), np.arange(len(asked))
+    results = [build(w)(asked, none, every) for w in (workspace, spoiled(workspace))]
+    np.testing.assert_array_equal(*results)
+
+
+def test_random_vectors_know_equal_texts_and_nothing_else() -> None:
+    """With many dimensions, vectors drawn apart are nearly orthogonal."""
+    words = [("press", "Yes", "No"), ("press", "No", "Maybe"), ("court", "Yes", "No")]
+    asked = [Question(f"Trust the {text}?", tuple(options)) for text, *options in words]
+    answers = {q: np.array([0.5, 0.5]) for q in asked}
+    dataset = PreferenceDataset("texts", {"A": GroupPreferences("A", answers)})
+    first = {q.id: 2 * i for i, q in enumerate(dataset.questions)}
+    workspace = Workspace(CONFIG, dataset, ("A",), (), torch.zeros(6, 2000), first, "model")
+    random = with_random_vectors(workspace)
+    vectors = random.vectors.numpy()
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(vectors, with_random_vectors(workspace).vectors)
+    press, again, court = (vectors[first[q.id] : first[q.id] + 2] for q in asked)
+
+    def cosine(a: Array, b: Array) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    assert cosine(press.mean(0), again.mean(0)) > 0.95
+    assert abs(cosine(press.mean(0), court.mean(0))) < 0.1
+    assert cosine(press[0] - press[1], court[0] - court[1]) > 0.95
+    assert cosine(press[0] - press[1], again[1] - again[0]) < 0.6  # they share one of two options
+    assert random.embedding_fingerprint != workspace.embedding_fingerprint
+
+
+def test_random_vectors_reach_the_tables() -> None:
+    workspace = survey()
+    before = workspace.table(SEEN[0]).vectors
+    assert not torch.equal(with_random_vectors(workspace).table(SEEN[0]).vectors, before)
