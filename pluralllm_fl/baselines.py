@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.memory import OWNED, undiluted
 from pluralllm_fl.optimizer import FlatAdamW
+from pluralllm_fl.pluralistic import PluralisticNetwork
 from pluralllm_fl.predictor import PreferencePredictor, initial_predictor
 from pluralllm_fl.training import (
     episodes,
@@ -30,8 +33,7 @@ def federated(workspace: Workspace, config: RunConfig, on_round: OnRound) -> Pre
     alone.
     """
     predictor = _start(workspace, config)
-    groups = workspace.seen
-    prototypes = [index % config.prototypes for index in range(len(groups))]
+    groups, prototypes = workspace.seen, _prototypes(workspace, config)
     owners = Counter(prototypes)
     for server_round in range(1, config.num_server_rounds + 1):
         received = {name: value.clone() for name, value in predictor.state_dict().items()}
@@ -57,30 +59,62 @@ def centralised(workspace: Workspace, config: RunConfig, on_round: OnRound) -> P
     """Train on the pooled episodes of all seen groups: one optimiser, no averaging.
 
     A round is ``local-steps`` steps, each on one episode of every group: the steps and the data of
-    a federated round. Only for the published architecture, whose every weight is trained by
-    gradients.
-
-    Raises
-    ------
-    ConfigError
-        For another architecture.
+    a federated round. Ours starts from all groups' prototypes and trains the mixing coefficients,
+    with each group's own prototype hidden unless it is the only one. In its first round it takes no
+    step, as in a federation, where there is nothing to mix before the first aggregate.
     """
-    if config.architecture != "published":
-        raise ConfigError("Centralised training is for architecture = 'published'.")
     predictor = _start(workspace, config)
-    optimizer = FlatAdamW(list(predictor.parameters()), config.learning_rate, config.weight_decay)
+    network, own = predictor.network, _prototypes(workspace, config)
+    trained = list(network.parameters())
+    if ours := isinstance(network, PluralisticNetwork):
+        _remember_all(predictor, workspace, config)
+        trained = [network.mixing]
+    optimizer = FlatAdamW(trained, config.learning_rate, config.weight_decay)
     rng = np.random.default_rng(config.seed)
     steps = config.num_server_rounds * config.local_steps
     drawn = [episodes(workspace.table(group), config, rng, steps) for group in workspace.seen]
     for server_round in range(1, config.num_server_rounds + 1):
         optimizer.learning_rate = learning_rate_at(config, server_round)
-        for _ in range(config.local_steps):
-            for context, targets in map(next, drawn):
-                loss = prediction_loss(predictor(context, targets), targets, config.loss)
+        for _ in range(0 if ours and server_round == 1 else config.local_steps):
+            for prototype, (context, targets) in zip(own, map(next, drawn), strict=True):
+                with _hidden(network, prototype if config.prototypes > 1 else None):
+                    loss = prediction_loss(predictor(context, targets), targets, config.loss)
                 (loss / len(drawn)).backward()  # type: ignore[no-untyped-call]
+            if config.gradient_clip:
+                optimizer.clip(config.gradient_clip)
             optimizer.step()
         on_round(server_round, predictor)
     return predictor
+
+
+def local_only(
+    workspace: Workspace, config: RunConfig, on_round: OnRound
+) -> list[PreferencePredictor]:
+    """Train every seen group alone, for as many rounds and steps as in the federation.
+
+    Ours has one prototype then, the group's own, which it cannot hide from itself. One predictor
+    a seen group; they are scored by the mean over predictors.
+    """
+    alone = replace(config, prototypes=1)
+    return [
+        federated(replace(workspace, seen=(group,)), alone, on_round) for group in workspace.seen
+    ]
+
+
+def _prototypes(workspace: Workspace, config: RunConfig) -> list[int]:
+    return [index % config.prototypes for index in range(len(workspace.seen))]
+
+
+def _remember_all(predictor: PreferencePredictor, workspace: Workspace, config: RunConfig) -> None:
+    """Take the prototypes that one federated round gives: closed-form, each its groups' mean."""
+    once = replace(config, num_server_rounds=1, local_steps=1)
+    fitted = federated(workspace, once, lambda *_: None).state_dict()
+    predictor.load_state_dict({name: fitted[name] for name in OWNED}, strict=False)
+
+
+def _hidden(network: nn.Module, prototype: int | None) -> AbstractContextManager[None]:
+    """Hide a group's prototype where the architecture has any."""
+    return network.without(prototype) if isinstance(network, PluralisticNetwork) else nullcontext()
 
 
 def _start(workspace: Workspace, config: RunConfig) -> PreferencePredictor:
