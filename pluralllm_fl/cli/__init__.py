@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pluralllm_fl import __version__
+from pluralllm_fl.cli.baselines import baselines
 from pluralllm_fl.cli.deploy import deploy
 from pluralllm_fl.cli.federate import resume, run
 from pluralllm_fl.cli.simulate import simulate
@@ -37,6 +38,7 @@ app.add_typer(deploy, name="deploy")
 
 app.command()(simulate)
 app.command()(resume)
+app.command()(baselines)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(report)

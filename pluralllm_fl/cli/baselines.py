@@ -1,0 +1,123 @@
+"""The baselines command: what the predictor is compared with, in one table."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pluralllm_fl.cli.console import guarded, labelled, messages, output
+from pluralllm_fl.cli.settings import gather
+from pluralllm_fl.cli.use import AsJson
+from pluralllm_fl.config import RunConfig, Value, app_directory
+from pluralllm_fl.formats import duration
+
+
+@guarded
+def baselines(
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_PATH", help="Data set; default: synthetic.")
+    ] = None,
+    seen: Annotated[str | None, typer.Option(metavar='"A;B;…"', help="Groups that train.")] = None,
+    unseen: Annotated[
+        str | None, typer.Option(metavar='"C;D;…"', help="Groups that never train.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Model, sampling and splits.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="File of run-config keys.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any run-config key; repeatable."),
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Train the published recipe too: takes minutes.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Annotated[bool, typer.Option(help="Show the traceback of errors.")] = False,  # noqa: ARG001
+) -> None:
+    """Compare the predictor with references, centralised and local training on unseen groups.
+
+    All is trained in this process, without Flower. References marked as oracle read raw answers of
+    seen groups to held-out questions.
+    """
+    named: dict[str, Value | None] = {
+        "dataset": dataset, "seen-groups": seen, "unseen-groups": unseen, "seed": seed,
+    }  # fmt: skip
+    config = gather(recipe, named, assignments or [])
+    other = _published(config, assignments or []) if published else None
+    found = _compare(config, other)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _show(output(), found)
+
+
+def _published(config: RunConfig, assignments: list[str]) -> RunConfig:
+    """Return the published recipe on the same data."""
+    path = app_directory() / "recipes" / "published.toml"
+    own = tomllib.loads(path.read_text(encoding="utf-8"))
+    shared = {key: value for key, value in config.to_run_config().items() if key not in own}
+    return gather(path, shared, assignments)
+
+
+def _compare(config: RunConfig, published: RunConfig | None) -> dict[str, Any]:
+    import torch
+
+    from pluralllm_fl.comparison import comparators, compare
+    from pluralllm_fl.workspace import open_workspace
+
+    console = messages()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("embedding", total=None)
+        workspace = open_workspace(
+            config, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+        torch.set_num_threads(config.threads)  # the networks are small: more would only wait
+        rows = []
+        for comparator in comparators(workspace, published):
+            if not console.is_terminal:
+                labelled(console, "training", comparator.name)
+            bar.reset(task, description=f"training {comparator.name}", total=comparator.ticks)
+            rows.append(compare(comparator, lambda: bar.advance(task)))
+    return {
+        "dataset": workspace.dataset.name,
+        "dataset_fingerprint": workspace.dataset.fingerprint,
+        "seed": config.seed,
+        "context_questions": config.context_questions,
+        "seen": list(workspace.seen),
+        "unseen": list(workspace.unseen),
+        "comparators": rows,
+    }
+
+
+def _show(console: Console, found: dict[str, Any]) -> None:
+    labelled(console, "data", found["dataset"])
+    labelled(console, "seen", "; ".join(found["seen"]))
+    labelled(console, "unseen", "; ".join(found["unseen"]))
+    console.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for title in ("alignment", "test\nquestions", "CoV", "worst", "rounds", "steps", "time"):
+        table.add_column(title, justify="right")
+    for row in found["comparators"]:
+        block = row["unseen"]
+        test = block["test_questions"]
+        table.add_row(
+            row["name"],
+            f"{block['alignment']:.4f}",
+            f"{test['alignment']:.4f}" if test else "–",
+            f"{block['cov']:.4f}",
+            f"{block['min']:.4f}",
+            str(row["rounds"] or "–"),
+            str(row["steps"] or "–"),
+            duration(row["seconds"]),
+        )
+    console.print(table)

@@ -1,0 +1,178 @@
+"""Everything that the predictor is compared with, on the same questions of the unseen groups."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pluralllm_fl import baselines
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.episodes import GroupTable, IntArray
+from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.evaluation import (
+    EVALUATION_SPLITS,
+    EvaluationSplit,
+    Predict,
+    SplitScore,
+    Targets,
+    beside_answers,
+    predict_targets,
+    score_splits,
+    split_blocks,
+)
+from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.probes import MLP_STEPS, mlp_probe, ridge_probe
+from pluralllm_fl.references import (
+    Reference,
+    agreement_memory,
+    nearest_question,
+    seen_mean,
+    uniform,
+)
+from pluralllm_fl.workspace import Workspace, with_random_vectors
+
+Train = Callable[
+    [Workspace, RunConfig, baselines.OnRound], PreferencePredictor | list[PreferencePredictor]
+]
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparator:
+    """One line of the comparison.
+
+    Parameters
+    ----------
+    name : str
+    workspace : Workspace
+    fit : callable
+        Learns what there is to learn, calling back after each of `ticks` parts; returns what
+        predicts. Of several, the scores are averaged.
+    rounds, steps : int
+        Rounds of communication, and optimiser steps that change anything; 0: none.
+    ticks : int
+    """
+
+    name: str
+    workspace: Workspace
+    fit: Callable[[Tick], Sequence[Predict]]
+    rounds: int = 0
+    steps: int = 0
+    ticks: int = 1
+
+
+def comparators(workspace: Workspace, published: RunConfig | None = None) -> list[Comparator]:
+    """List all comparators, the references first.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Its config is that of the learned ones.
+    published : RunConfig or None
+        Config of the published recipe; None: leave it out.
+
+    Raises
+    ------
+    ConfigError
+        Without an unseen group there is nothing to compare on.
+    """
+    if not workspace.unseen:
+        raise ConfigError("Comparators are scored on unseen groups: name some with --unseen.")
+    references: dict[str, Callable[[Workspace], Reference]] = {
+        "uniform": lambda _: uniform,
+        "nearest question": nearest_question,
+        "ridge probe": ridge_probe,
+        "MLP probe": mlp_probe,
+        "seen mean (oracle)": seen_mean,
+        "agreement memory (oracle)": agreement_memory,
+    }
+    found = [_fixed(name, workspace, build) for name, build in references.items()]
+    config = workspace.config
+    found.append(_trained("local only", workspace, config, baselines.local_only))
+    found.append(_trained("centralised", workspace, config, baselines.centralised))
+    found.append(_trained("federated", workspace, config, baselines.federated))
+    random = with_random_vectors(workspace)
+    found.append(_trained("random embeddings", random, config, baselines.federated))
+    if published is not None:
+        for name, train in (
+            ("published, local only", baselines.local_only),
+            ("published, centralised", baselines.centralised),
+            ("published, federated", baselines.federated),
+        ):
+            found.append(_trained(name, workspace, published, train))
+    return found
+
+
+def compare(comparator: Comparator, tick: Tick) -> dict[str, Any]:
+    """Fit a comparator and score it on the unseen groups.
+
+    Returns
+    -------
+    dict
+        Name, rounds, steps, seconds (of fitting alone) and ``unseen``, the block of scores as in
+        summary.json.
+    """
+    start = time.perf_counter()
+    predictors = comparator.fit(tick)
+    seconds = time.perf_counter() - start
+    workspace = comparator.workspace
+    scores = {group: _scores(predictors, workspace, group) for group in workspace.unseen}
+    return {
+        "name": comparator.name,
+        "rounds": comparator.rounds,
+        "steps": comparator.steps,
+        "seconds": seconds,
+        "unseen": split_blocks(scores),
+    }
+
+
+def _fixed(name: str, workspace: Workspace, build: Callable[[Workspace], Reference]) -> Comparator:
+    def fit(tick: Tick) -> Sequence[Predict]:
+        reference = build(workspace)
+        tick()
+        return [partial(_ask, reference)]
+
+    steps = MLP_STEPS if build is mlp_probe else 0
+    return Comparator(name=name, workspace=workspace, fit=fit, steps=steps)
+
+
+def _trained(name: str, workspace: Workspace, config: RunConfig, train: Train) -> Comparator:
+    def fit(tick: Tick) -> Sequence[Predict]:
+        trained = train(workspace, config, lambda *_: tick())
+        predictors = trained if isinstance(trained, list) else [trained]
+        return [partial(predict_targets, predictor.eval()) for predictor in predictors]
+
+    rounds = config.num_server_rounds
+    # Ours trains no gradient step in the first round: there is nothing to mix yet.
+    moving = rounds - (config.architecture == "pluralistic")
+    return Comparator(
+        name=name,
+        workspace=workspace,
+        fit=fit,
+        rounds=rounds if train is baselines.federated else 0,
+        steps=moving * config.local_steps,
+        ticks=rounds * (len(workspace.seen) if train is baselines.local_only else 1),
+    )
+
+
+def _ask(reference: Reference, table: GroupTable, context: IntArray, targets: IntArray) -> Targets:
+    return beside_answers(reference(table, context, targets), table, targets)
+
+
+def _scores(
+    predictors: Sequence[Predict], workspace: Workspace, group: str
+) -> dict[EvaluationSplit, SplitScore]:
+    """Average the scores of several predictors, field by field."""
+    config, table = workspace.config, workspace.table(group)
+    shown, seed = config.context_questions, config.seed
+    each = [score_splits(p, table, context_questions=shown, seed=seed) for p in predictors]
+    return {split: _mean([scores[split] for scores in each]) for split in EVALUATION_SPLITS}
+
+
+def _mean(scores: Sequence[SplitScore]) -> SplitScore:
+    *means, questions = np.mean([astuple(s) for s in scores], axis=0)
+    alignment, low, high, guess = map(float, means)
+    return SplitScore(alignment, low, high, guess, int(questions))
