@@ -104,7 +104,7 @@ def test_replies_hold_numbers_and_never_the_data(answers: Path) -> None:
         k: v.shape if k == "network.mixing" else (1, *v.shape[1:]) for k, v in before.items()
     }
     assert after["network.memory"].any()
-    scores = node.evaluate(arrays, orders)
+    scores = node.evaluate(start, orders)
     assert 0 < scores["all-alignment"] <= 1
     assert scores["all-questions"] == 16
     sent = "".join(map(everything, (roster, counts, metrics, scores)))

@@ -94,12 +94,16 @@ def test_alignment_is_that_of_float32_for_a_fraction_of_the_bytes(tmp_path: Path
         assert not events(runs[dtype], "reply_dropped")
         assert len(set(up[dtype])) == 1
         assert up[dtype][0] / up["float32"][0] == pytest.approx(ratio, abs=0.02)
-    # Every round owes less: a prototype's fit does not depend on what comes in.
-    memories = [
-        np.frombuffer(final_arrays(runs[k])["network.memory"], np.float32)
-        for k in ("float32", "int8")
-    ]
-    np.testing.assert_allclose(memories[1], memories[0], atol=1e-5 * np.abs(memories[0]).max())
+    whole, small = (
+        np.frombuffer(final_arrays(runs[dtype])["network.memory"], np.float32).reshape(2, -1)
+        for dtype in ("float32", "int8")
+    )
+    # Two groups pull prototype 0 in every round; that of one group alone moves less and less.
+    for prototype, quanta in ((0, 1.0), (1, 1e-3)):
+        largest = np.abs(whole[prototype]).max()
+        np.testing.assert_allclose(
+            small[prototype], whole[prototype], atol=quanta * largest / 127, rtol=0
+        )
     down = {events(run, "round")[0]["bytes_down"] for run in runs.values()}
     assert max(down) - min(down) < 100  # the model itself goes down whole
     assert (runs["int8"] / "nodes").is_dir()
