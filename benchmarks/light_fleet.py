@@ -302,8 +302,10 @@ def _answer(message: Message, number: int) -> RecordDict:
         score = dict(zip(SCORE_KEYS, (0.8, 0.7, 0.9, 0.7, 10.0), strict=True))
         scores = {f"{s}-{key}": value for s in EVALUATION_SPLITS for key, value in score.items()}
         return RecordDict({"metrics": MetricRecord({**scores, "num-examples": 100.0})})
-    dtype = str(message.content.config_records["config"]["update-dtype"])
+    orders = message.content.config_records["config"]
+    dtype, prototype = str(orders["update-dtype"]), int(str(orders["prototype"]))
     received = to_arrays(unpacked(message.content).array_records["arrays"])
+    received = updates.own(received, prototype)
     arrays = moved(received, 1e-6 * number)
     if dtype != "float32":
         arrays = updates.encode(arrays, received, dtype, max_update_norm=1e3)[0]

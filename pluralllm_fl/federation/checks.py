@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pluralllm_fl.evaluation import EVALUATION_SPLITS
 from pluralllm_fl.federation import updates
-from pluralllm_fl.federation.records import Arrays, to_arrays, to_record, update_norm
+from pluralllm_fl.federation.records import Arrays, to_record, update_norm
 from pluralllm_fl.federation.updates import Layout
 
 TRAIN_KEYS = frozenset({"num-examples", "train-loss", "questions", "seconds"})
@@ -32,24 +32,33 @@ class BadReply(Exception):  # noqa: N818 - a verdict on a reply, not an error of
 
 def train_reply(
     content: RecordDict,
-    reference: Arrays,
+    base: Arrays,
     *,
     weight_key: str,
     max_update_norm: float,
     update_dtype: str = "float32",
-    sent: ArrayRecord | None = None,
 ) -> RecordDict:
-    """Return a checked copy of a training reply, with the whole model in the reference's order.
+    """Return a checked copy of a training reply, with decoded arrays in the order of the base.
 
-    Stock strategies such as Krum and QFedAvg pair arrays by position, so order matters. With
-    another ``update_dtype`` than float32 the reply holds an update to the model that was
-    ``sent`` (None: the reference).
+    Stock strategies such as Krum and QFedAvg pair arrays by position, so order matters.
+
+    Parameters
+    ----------
+    content : RecordDict
+    base : dict of str to array
+        What the node was sent, of that only what it trains.
+    weight_key : str
+        Name of the weight among the metrics.
+    max_update_norm : float
+        Largest L2 norm of the difference to the base; 0: no limit.
+    update_dtype : str
+        With another than float32 the reply holds an encoded update to the base.
 
     Raises
     ------
     BadReply
         For wrong records, names, shapes or dtypes, NaN or infinite values, an impossible weight
-        or loss, or an update whose L2 norm exceeds ``max_update_norm`` (0: no limit).
+        or loss, or an update whose norm exceeds ``max_update_norm``.
     """
     if set(content.array_records) != {"arrays"}:
         raise BadReply(f"array records {sorted(content.array_records)} instead of ['arrays']")
@@ -59,15 +68,14 @@ def train_reply(
         raise BadReply(f"{weight_key} = {weight} is no possible weight")
     if not abs(_number(metrics, "train-loss")) <= MAX_LOSS:
         raise BadReply(f"train-loss = {metrics['train-loss']} is no possible loss")
-    received, expected = content.array_records["arrays"], _layout(reference)
+    received, expected = content.array_records["arrays"], _layout(base)
     if update_dtype == "float32":
         arrays = _arrays(received, expected)
     else:
-        base = reference if sent is None else to_arrays(sent)
         encoded = _arrays(received, updates.layout(base, update_dtype))
         arrays = _ordered(updates.decode(encoded, base, update_dtype), expected)
     if max_update_norm:
-        norm = update_norm(arrays, reference)
+        norm = update_norm(arrays, base)
         if not norm <= max_update_norm:
             raise BadReply(f"update norm {norm:.4g} exceeds max-update-norm = {max_update_norm:g}")
     return RecordDict({"arrays": to_record(arrays), "metrics": metrics})

@@ -12,10 +12,11 @@ from flwr.serverapp.strategy import Strategy
 from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError, PluralLLMError
-from pluralllm_fl.federation import checks, prototypes, results
+from pluralllm_fl.federation import checks, results
 from pluralllm_fl.federation.callbacks import Callback
 from pluralllm_fl.federation.checkpoint import Progress
 from pluralllm_fl.federation.guard import GuardedGrid, Outcome
+from pluralllm_fl.federation.prototypes import Prototypes, assign
 from pluralllm_fl.federation.records import Arrays, seeded, to_arrays, to_record
 from pluralllm_fl.federation.strategies import innermost, is_private
 
@@ -68,6 +69,7 @@ class RoundLoop:
         self.fresh = progress.evaluation is None and progress.round == 0
         self._dropped: dict[str, str] = {}
         self._absent: set[str] = set()
+        self._prototypes = Prototypes({}, 0)
         self._weight_key = str(getattr(innermost(strategy), "weighted_by_key", "num-examples"))
 
     def run(self) -> None:
@@ -141,9 +143,9 @@ class RoundLoop:
             config["evaluate"] = True
             config["context-questions"] = self.config.context_questions
         self.grid.open_phase(train=True)
-        own = prototypes.assign(self.config, self.grid.roster)
+        self._prototypes = Prototypes(assign(self.config, self.grid.roster), server_round)
         configured = self._configure("train", server_round, config)
-        messages = prototypes.address(configured, self.grid, own)
+        messages = self._prototypes.address(configured, self.grid)
         trained = {message.metadata.dst_node_id for message in messages}
         passengers = [m for m in passengers if m.metadata.dst_node_id not in trained]
         replies, scores = self._gather(
@@ -158,7 +160,7 @@ class RoundLoop:
         by_group = {
             o.node.group: results.training(content, self._weight_key) for o, content in replies
         }
-        prototypes.side_by_side(replies, own, self._weight_key, server_round)
+        self._prototypes.side_by_side(replies, self._weight_key)
         self._aggregate(server_round, [_reply(o, content) for o, content in replies])
         self.emit(
             "round",
@@ -313,11 +315,10 @@ class RoundLoop:
                 content = (
                     checks.train_reply(
                         outcome.content,
-                        self.progress.arrays,
+                        self._prototypes.base(outcome),
                         weight_key=self._weight_key,
                         max_update_norm=self.config.max_update_norm,
                         update_dtype=self.config.update_dtype,
-                        sent=outcome.message.content.array_records.get("arrays"),
                     )
                     if train
                     else checks.evaluate_reply(outcome.content)

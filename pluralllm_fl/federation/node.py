@@ -135,8 +135,8 @@ class LocalNode:
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Train the received predictor on this group's training questions.
 
-        The arrays returned are those of the trained predictor, or with another ``update-dtype``
-        than float32 the encoded update (see `updates`).
+        The arrays returned are those of the trained predictor that training can change, or with
+        another ``update-dtype`` than float32 the encoded update to them (see `updates`).
 
         Raises
         ------
@@ -149,6 +149,7 @@ class LocalNode:
             raise ConfigError(f"Group '{self.group}' is evaluate-only: its node does not train.")
         predictor = self._predictor(arrays)
         server_round = int(_number(orders, "server-round"))
+        prototype = int(_number(orders, "prototype", 0))
         result = train_group(
             predictor,
             self.workspace.table(self.group),
@@ -157,7 +158,7 @@ class LocalNode:
             local_steps=int(_number(orders, "local-steps")),
             seed=round_seed(int(_number(orders, "seed")), server_round, self.group),
             proximal_mu=_number(orders, "proximal-mu", 0.0),
-            prototype=int(_number(orders, "prototype", 0)),
+            prototype=prototype,
         )
         weight = float(result.questions) if self.config.client_weight == "answers" else 1.0
         metrics = MetricRecord(
@@ -169,10 +170,11 @@ class LocalNode:
             }
         )
         dtype = str(orders.get("update-dtype", "float32"))
-        if dtype == "float32":
-            return _record(predictor), metrics
-        new, received = to_arrays(_record(predictor)), to_arrays(arrays)
-        return to_record(self._encode(new, received, dtype, server_round, orders)), metrics
+        new = updates.own(_arrays(predictor), prototype)
+        if dtype != "float32":
+            received = updates.own(to_arrays(arrays), prototype)
+            new = self._encode(new, received, dtype, orders)
+        return to_record(new), metrics
 
     def evaluate(self, arrays: ArrayRecord, orders: Mapping[str, object]) -> MetricRecord:
         """Score the received predictor on every split of this group's questions."""
@@ -196,14 +198,13 @@ class LocalNode:
         new: Arrays,
         received: Arrays,
         dtype: str,
-        server_round: int,
         orders: Mapping[str, object],
     ) -> Arrays:
         if dtype == "bfloat16":
             return updates.encode(new, received, dtype)[0]
         if dtype != "int8":
             raise ConfigError(f"The server asks for update-dtype '{dtype}', unknown here.")
-        state = self._state(orders)
+        state, server_round = self._state(orders), int(_number(orders, "server-round"))
         residual = state.residual(server_round, updates.size(received))
         update, residual = updates.encode(
             new, received, dtype, residual, max_update_norm=self.config.max_update_norm
@@ -223,7 +224,10 @@ class LocalNode:
             config = self.config
             folder = Path(config.resume) if config.resume else output_directory(config) / run
             root = folder / "nodes"
-        return NodeState(root, _text(orders, "run-id"), self.group)
+        # What is owed to one prototype must not be paid to another, if a node that joins late
+        # moves this group's place.
+        owner = f"{self.group}\0{int(_number(orders, 'prototype', 0))}"
+        return NodeState(root, _text(orders, "run-id"), owner)
 
     def _predictor(self, arrays: ArrayRecord) -> PreferencePredictor:
         config = PredictorConfig.from_run_config(self.config, self.workspace.vectors.shape[1])
@@ -261,8 +265,8 @@ def _listed_role(config: RunConfig, group: str) -> Role:
     return "train"
 
 
-def _record(predictor: PreferencePredictor) -> ArrayRecord:
-    return ArrayRecord({k: v.detach().cpu() for k, v in predictor.state_dict().items()})
+def _arrays(predictor: PreferencePredictor) -> Arrays:
+    return {k: v.detach().cpu().numpy() for k, v in predictor.state_dict().items()}
 
 
 def _number(orders: Mapping[str, object], key: str, default: float | None = None) -> float:

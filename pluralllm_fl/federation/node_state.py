@@ -39,7 +39,7 @@ class NodeState:
     run_id : str
         Identity of the run, as the server tells it; any text.
     group : str
-        Whose node this is; several may share the folder.
+        Whose residuals these are, any text; several may share the folder.
     """
 
     def __init__(self, root: Path, run_id: str, group: str) -> None:

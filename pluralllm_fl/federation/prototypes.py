@@ -1,16 +1,81 @@
 """Which training group owns which prototype of the model, and how averaging treats them."""
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from numpy.typing import NDArray
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.federation import results
 from pluralllm_fl.federation.guard import GuardedGrid, Outcome
-from pluralllm_fl.federation.records import to_arrays, to_record
+from pluralllm_fl.federation.records import Arrays, to_arrays
 from pluralllm_fl.federation.roster import Roster
+from pluralllm_fl.federation.updates import own
 from pluralllm_fl.memory import OWNED, undiluted
+
+
+class Prototypes:
+    """The prototypes of the training groups in one round.
+
+    A reply carries no prototype but its node's own; strategies see the whole model, in which the
+    other prototypes are as they were sent. Models without prototypes stay as they are.
+
+    Parameters
+    ----------
+    of_group : mapping of str to int
+        The prototype of every training group, see `assign`.
+    server_round : int
+        From 1.
+    """
+
+    def __init__(self, of_group: Mapping[str, int], server_round: int) -> None:
+        self.of_group = of_group
+        self.server_round = server_round
+        # By identity: a strategy sends the same record to every node, so that it is decoded once.
+        self._sent: dict[int, tuple[ArrayRecord, Arrays]] = {}
+
+    def address(self, messages: Sequence[Message], grid: GuardedGrid) -> list[Message]:
+        """Tell every training node which prototype is its own; arrays are shared, not copied."""
+        result = []
+        for message in messages:
+            content = RecordDict(dict(message.content.items()))
+            prototype = self.of_group[grid.node(message).group]
+            for key, record in message.content.config_records.items():
+                content[key] = ConfigRecord({**record, "prototype": prototype})
+            metadata = message.metadata
+            result.append(
+                Message(content, metadata.dst_node_id, metadata.message_type,
+                        ttl=metadata.ttl, group_id=metadata.group_id)
+            )  # fmt: skip
+        return result
+
+    def base(self, outcome: Outcome) -> Arrays:
+        """Return the part of the model sent to a node that its reply is the new version of."""
+        return own(self._model(outcome), self.of_group[outcome.node.group])
+
+    def side_by_side(self, replies: Sequence[tuple[Outcome, RecordDict]], weight_key: str) -> None:
+        """Complete the arrays of replies, in place, and undo what averaging does to prototypes."""
+        mine = [self.of_group[outcome.node.group] for outcome, _ in replies]
+        weights = [results.weight(content, weight_key) for _, content in replies]
+        owners = Counter(self.of_group.values())
+        factors = undiluted(mine, weights, owners, self.server_round)
+        for (outcome, content), prototype, factor in zip(replies, mine, factors, strict=True):
+            model, base = self._model(outcome), self.base(outcome)
+            record = content.array_records["arrays"]
+            for name in base.keys() & set(OWNED):
+                moved: NDArray[Any] = base[name]
+                moved = moved + factor * (record[name].numpy() - moved)
+                record[name] = _Completed(model[name], prototype, moved)
+
+    def _model(self, outcome: Outcome) -> Arrays:
+        record = outcome.message.content.array_records["arrays"]
+        if id(record) not in self._sent:
+            self._sent[id(record)] = record, to_arrays(record)
+        return self._sent[id(record)][1]
 
 
 def assign(config: RunConfig, roster: Roster) -> dict[str, int]:
@@ -23,41 +88,27 @@ def assign(config: RunConfig, roster: Roster) -> dict[str, int]:
     return {group: place % config.prototypes for place, group in enumerate(groups)}
 
 
-def address(
-    messages: Sequence[Message], grid: GuardedGrid, prototypes: Mapping[str, int]
-) -> list[Message]:
-    """Tell every training node which prototype is its own; the arrays are shared, not copied."""
-    result = []
-    for message in messages:
-        content = RecordDict(dict(message.content.items()))
-        prototype = prototypes[grid.node(message).group]
-        for key, record in message.content.config_records.items():
-            content[key] = ConfigRecord({**record, "prototype": prototype})
-        metadata = message.metadata
-        result.append(
-            Message(content, metadata.dst_node_id, metadata.message_type,
-                    ttl=metadata.ttl, group_id=metadata.group_id)
-        )  # fmt: skip
-    return result
+class _Completed(Array):
+    """An array of the model with another entry in one place, put together when it is read.
 
-
-def side_by_side(
-    replies: Sequence[tuple[Outcome, RecordDict]],
-    prototypes: Mapping[str, int],
-    weight_key: str,
-    server_round: int,
-) -> None:
-    """Undo, in place, what averaging would do to the prototypes; a node moves none but its own.
-
-    Models without prototypes stay as they are.
+    All replies share the rest of the array: whole copies of many prototypes from as many nodes
+    would not fit a server's memory, and averages read one reply after the other.
     """
-    own = [prototypes[outcome.node.group] for outcome, _ in replies]
-    weights = [results.weight(content, weight_key) for _, content in replies]
-    factors = undiluted(own, weights, Counter(prototypes.values()), server_round)
-    for (outcome, content), prototype, factor in zip(replies, own, factors, strict=True):
-        sent = outcome.message.content.array_records["arrays"]
-        arrays = to_arrays(content.array_records["arrays"])
-        for name in arrays.keys() & set(OWNED):
-            moved, arrays[name] = arrays[name][prototype], sent[name].numpy().copy()
-            arrays[name][prototype] += factor * (moved - arrays[name][prototype])
-        content["arrays"] = to_record(arrays)
+
+    def __init__(self, model: NDArray[Any], prototype: int, entry: NDArray[Any]) -> None:
+        self.dtype, self.shape, self.stype = str(model.dtype), model.shape, "numpy.ndarray"
+        self._parts = model, prototype, entry
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the whole array, the caller's own."""
+        model, prototype, entry = self._parts
+        whole = model.copy()
+        whole[prototype : prototype + 1] = entry
+        return whole
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The whole array as Flower serialises it."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.numpy(), allow_pickle=False)
+        return buffer.getvalue()

@@ -1,9 +1,9 @@
-"""Model updates as they travel from node to server: as bfloat16, or as int8 with error feedback.
+"""Model updates as they travel from node to server: whole, as bfloat16, or as int8.
 
-The new model minus the received one is a small number beside a large one, so it bears rounding
-that the model itself would not. float32 arrays are flattened in the order of their names into one
-vector; other arrays travel as they are. Both sides compute in float64 without sums, so every
-machine gets the same bits.
+A node that owns a prototype sends no other. int8 goes with error feedback. The new model minus the
+received one is a small number beside a large one, so it bears rounding that the model itself would
+not. float32 arrays are flattened in the order of their names into one vector; other arrays travel
+as they are. Both sides compute in float64 without sums, so every machine gets the same bits.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm_fl.federation.records import Arrays, update_norm
+from pluralllm_fl.memory import OWNED
 
 Residual = NDArray[np.float32]
 
@@ -29,6 +30,16 @@ class Layout(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
+
+
+def own(arrays: Arrays, prototype: int) -> Arrays:
+    """Return views of what training of a prototype's group can change.
+
+    Of arrays with an entry for each prototype that is one entry, shape (1, …); all others, and
+    all of a model without prototypes, are whole.
+    """
+    mine = slice(prototype, prototype + 1)
+    return {name: value[mine] if name in OWNED else value for name, value in arrays.items()}
 
 
 def size(reference: Mapping[str, NDArray[np.generic]]) -> int:

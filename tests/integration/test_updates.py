@@ -94,6 +94,16 @@ def test_alignment_is_that_of_float32_for_a_fraction_of_the_bytes(tmp_path: Path
         assert not events(runs[dtype], "reply_dropped")
         assert len(set(up[dtype])) == 1
         assert up[dtype][0] / up["float32"][0] == pytest.approx(ratio, abs=0.02)
+    whole, small = (
+        np.frombuffer(final_arrays(runs[dtype])["network.memory"], np.float32).reshape(2, -1)
+        for dtype in ("float32", "int8")
+    )
+    # Two groups pull prototype 0 in every round; that of one group alone moves less and less.
+    for prototype, quanta in ((0, 1.0), (1, 1e-3)):
+        largest = np.abs(whole[prototype]).max()
+        np.testing.assert_allclose(
+            small[prototype], whole[prototype], atol=quanta * largest / 127, rtol=0
+        )
     down = {events(run, "round")[0]["bytes_down"] for run in runs.values()}
     assert max(down) - min(down) < 100  # the model itself goes down whole
     assert (runs["int8"] / "nodes").is_dir()
@@ -420,22 +430,6 @@ def test_strategies_get_whole_models_and_the_model_that_they_sent_is_the_base(
     for name, whole in finals[0].items():
         # A bfloat16 has 8 significant bits.
         np.testing.assert_allclose(finals[1][name], whole, atol=1e-3, rtol=2**-8)
-
-
-def test_a_node_moves_no_prototype_but_its_own(tmp_path: Path) -> None:
-    def fault(request: Message, reply: Message, partition: int) -> Message:
-        if trains(request, 1, partition):
-            record = reply.content["arrays"]
-            memory = record["network.memory"].numpy().copy()
-            own = request.content["config"]["prototype"]
-            memory[1 - own] += 1.0
-            record["network.memory"] = Array(memory)
-        return reply
-
-    config = {"num_server_rounds": 1, "max_update_norm": 0.0}
-    honest = federate(settings(tmp_path / "honest", **config))
-    attacked = federate(settings(tmp_path / "attacked", **config), fault)
-    assert final_arrays(attacked) == final_arrays(honest)
 
 
 def test_a_node_that_is_away_does_not_make_the_others_overshoot(tmp_path: Path) -> None:

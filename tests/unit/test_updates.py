@@ -222,6 +222,51 @@ def test_arrays_that_are_not_float32_travel_as_they_are() -> None:
             assert decoded[name].dtype == value.dtype
 
 
+def owning(seed: int, prototypes: int = 3) -> Arrays:
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "network.memory": (prototypes, 5, 70),
+        "network.coverage": (prototypes, 8),
+        "network.mixing": (9,),
+    }
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("prototypes", "mine"), [(1, 0), (3, 0), (3, 2)])
+def test_a_nodes_own_part_is_one_entry_of_what_prototypes_own(prototypes: int, mine: int) -> None:
+    whole = owning(0, prototypes)
+    part = updates.own(whole, mine)
+    assert list(part) == list(whole)
+    assert part["network.memory"].shape == (1, 5, 70)
+    assert part["network.coverage"].shape == (1, 8)
+    assert updates.size(part) == 5 * 70 + 8 + 9
+    np.testing.assert_array_equal(part["network.memory"][0], whole["network.memory"][mine])
+    np.testing.assert_array_equal(part["network.coverage"][0], whole["network.coverage"][mine])
+    np.testing.assert_array_equal(part["network.mixing"], whole["network.mixing"])
+    without = model(0)
+    assert updates.own(without, 7) == without
+
+
+def test_error_feedback_of_two_prototypes_converges_beside_each_other() -> None:
+    """Each node sends int8 of its own entry; after some rounds the model has both exactly."""
+    wanted, received = owning(1, 2), owning(0, 2)
+    residuals: list[NDArray[np.float32] | None] = [None, None]
+    for _ in range(8):
+        replies = []
+        for mine in (0, 1):
+            base = updates.own(received, mine)
+            encoded, residuals[mine] = updates.encode(
+                updates.own(wanted, mine), base, "int8", residuals[mine]
+            )
+            replies.append(updates.decode(encoded, base, "int8"))
+        received = {
+            name: np.concatenate([reply[name] for reply in replies])
+            for name in ("network.memory", "network.coverage")
+        } | {"network.mixing": replies[0]["network.mixing"]}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(received[name], value, atol=1e-6)
+
+
 def test_a_model_without_float32_arrays() -> None:
     reference: Arrays = {"steps": np.array(3)}
     for dtype in ("bfloat16", "int8"):
