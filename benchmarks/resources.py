@@ -23,17 +23,22 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def tree_bytes(pid: int) -> int:
+    """Return the memory of a process tree now: proportional set size, pages shared once."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for member in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_full_info().pss
+    return total
+
+
 def watch(process: "subprocess.Popen[bytes]") -> int:
-    """Return the peak of the tree's memory in bytes: proportional set size, pages shared once."""
+    """Return the peak of the tree's memory in bytes until the process ends."""
     peak = 0
     while process.poll() is None:
-        total = 0
-        with contextlib.suppress(psutil.Error):
-            root = psutil.Process(process.pid)
-            for member in [root, *root.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    total += member.memory_full_info().pss
-        peak = max(peak, total)
+        peak = max(peak, tree_bytes(process.pid))
         time.sleep(0.5)
     return peak
 

@@ -1,5 +1,7 @@
 """The published network."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -42,16 +44,18 @@ class PublishedNetwork(nn.Module):
         )
 
     def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
-        """Return the context tokens that enter each layer, (C, width) each."""
+        """Return keys and values of the context tokens in each layer, (C, 2 width) each."""
         if context is None or not len(context):
-            empty = next(self.parameters()).new_zeros(0, self.width)
+            empty = next(self.parameters()).new_zeros(0, 2 * self.width)
             return tuple(empty for _ in self.layers)
         assert context.distribution is not None, "context questions carry answers"
         tokens = self._tokens(context.embedding, context.distribution)
-        encoded = []
-        for layer in self.layers:
-            encoded.append(tokens)
-            tokens = _post_norm(layer, tokens, tokens)
+        layers = [layer for layer in self.layers if isinstance(layer, nn.TransformerEncoderLayer)]
+        encoded = [_keys_and_values(layers[0], tokens)]
+        # Nothing reads what the last layer makes of the context.
+        for layer, following in pairwise(layers):
+            tokens = _post_norm(layer, tokens, encoded[-1])
+            encoded.append(_keys_and_values(following, tokens))
         return tuple(encoded)
 
     def score(
@@ -59,8 +63,9 @@ class PublishedNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the head's means (as logits) and log standard deviations, shape (N,) each."""
         x = self._tokens(targets.embedding, targets.embedding.new_zeros(len(targets.question)))
-        for layer, keys in zip(self.layers, context, strict=True):
-            x = _post_norm(layer, x, keys)
+        for layer, known in zip(self.layers, context, strict=True):
+            assert isinstance(layer, nn.TransformerEncoderLayer)
+            x = _post_norm(layer, x, known)
         mean, log_std = self.head(x).unbind(-1)
         return mean, log_std
 
@@ -69,12 +74,23 @@ class PublishedNetwork(nn.Module):
         return tokens
 
 
-def _post_norm(layer: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
-    """Apply one encoder layer whose queries are `x` and whose keys and values are `keys`."""
-    assert isinstance(layer, nn.TransformerEncoderLayer)
-    if len(keys):
-        attended, _ = layer.self_attn(x[None], keys[None], keys[None], need_weights=False)
-        x = x + attended[0]
+def _keys_and_values(layer: nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor:
+    """Project tokens that others attend to, once for context and targets: (C, 2 width)."""
+    attention, width = layer.self_attn, tokens.shape[1]
+    return F.linear(tokens, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
+
+
+def _post_norm(layer: nn.TransformerEncoderLayer, x: Tensor, known: Tensor) -> Tensor:
+    """Apply one encoder layer where the tokens `x` attend to `known` keys and values."""
+    if len(known):
+        attention, width = layer.self_attn, x.shape[1]
+        query = F.linear(x, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+        q, k, v = (
+            part.view(len(part), attention.num_heads, -1).transpose(0, 1)[None]
+            for part in (query, *known.chunk(2, dim=1))
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)
+        x = x + attention.out_proj(attended)
     x = layer.norm1(x)
     out: Tensor = layer.norm2(x + layer.linear2(F.relu(layer.linear1(x))))
     return out

@@ -140,14 +140,17 @@ def _descend(
     learning_rate: float,
     proximal_mu: float,
 ) -> float:
-    """Take one AdamW step an episode; return the mean loss."""
+    """Take one AdamW step an episode, none at rate 0; return the mean loss."""
     optimizer = FlatAdamW(weights, learning_rate, config.weight_decay)
     origin = optimizer.values.clone()
     predictor.train()
     losses = []
     for context, targets in drawn:
-        loss = prediction_loss(predictor(context, targets), targets, config.loss)
+        with torch.set_grad_enabled(learning_rate > 0):
+            loss = prediction_loss(predictor(context, targets), targets, config.loss)
         losses.append(loss.item())
+        if not learning_rate:
+            continue
         loss.backward()  # type: ignore[no-untyped-call]
         if proximal_mu:
             optimizer.gradient.add_(optimizer.values - origin, alpha=proximal_mu)

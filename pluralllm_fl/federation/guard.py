@@ -108,11 +108,13 @@ class GuardedGrid(Grid):
         FederationError
             If that node may not take part in this phase.
         """
-        rank = message.metadata.dst_node_id
+        rank, nodes = message.metadata.dst_node_id, self.roster.nodes
         scored = message.metadata.message_type.startswith(MessageType.EVALUATE)
-        if rank not in self.roster.ranks(train=self._train and not scored):
+        trains = self._train and not scored
+        # Looked up, not listed: of 10,000 nodes every one may be addressed in a phase.
+        if not 1 <= rank <= len(nodes) or (trains and nodes[rank - 1].role != "train"):
             raise FederationError(f"The strategy addressed node {rank}, which may not take part.")
-        return self.roster.nodes[rank - 1]
+        return nodes[rank - 1]
 
     def _push(self, outcomes: list[Outcome]) -> dict[str, Outcome]:
         online = self.roster.refresh(self.inner)

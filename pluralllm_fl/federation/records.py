@@ -34,7 +34,7 @@ def update_norm(update: Arrays, reference: Arrays) -> float:
     """Return the L2 norm of ``update - reference`` over all arrays, in float64."""
     squares = 0.0
     for name, value in update.items():
-        difference = value.astype(np.float64) - reference[name].astype(np.float64)
+        difference = np.subtract(value, reference[name], dtype=np.float64)
         squares += float(np.vdot(difference, difference))
     return float(np.sqrt(squares))
 

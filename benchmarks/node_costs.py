@@ -1,11 +1,11 @@
-"""What one more client costs: in a simulation, at a deployment's server, and on a node.
+"""What one more node costs a deployment's server, and what a node costs its machine.
 
-The real programs, measured from outside: `simulation.py` with next to no training; a server as
-`pluralllm deploy init` writes it (SuperLink with TLS, node keys and database behind nginx) with
-light nodes; one real node. Writes scaling.json beside this file; docs/scaling.md reads it. About
-six minutes on two cores that nothing else uses; needs nginx.
+The real programs, measured from outside: a server as `pluralllm deploy init` writes it (SuperLink
+with TLS, node keys and database behind nginx) with light nodes; one real node. Writes
+node_costs.json beside this file; docs/scaling.md reads it. About five minutes on two cores that
+nothing else uses; needs nginx. Simulations: scale.py.
 
-    python benchmarks/scaling.py
+    python benchmarks/node_costs.py
 """
 
 import argparse
@@ -15,7 +15,6 @@ import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -24,7 +23,6 @@ from typing import Any
 
 import psutil
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from light_fleet import (
@@ -38,7 +36,7 @@ from light_fleet import (
     named,
     rounds,
 )
-from resources import watch
+from scale import trained
 
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
@@ -48,7 +46,6 @@ from pluralllm_fl.federation.packing import packed
 from pluralllm_fl.federation.records import to_arrays, to_record
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS, SAMPLED = 50, (10, 50)  # simulated clients, and those that train in a round
 IDLE = (0, 50, 600)  # light nodes that wait; the last are more than one SuperLink can serve
 IDLE_SECONDS = 15.0
 EXCHANGE = ((5, "float32"), (25, "float32"), (25, "int8"))  # light nodes in a run; their updates
@@ -77,61 +74,6 @@ def main(grid, context):
         json.dump(found, file)
     os.rename(file.name, context.run_config["times"])
 """
-
-
-class Timed(FedAvg):
-    """FedAvg that notes how long the nodes trained: one line a round, seconds of every node."""
-
-    def __init__(self, times: str, fraction_train: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(fraction_train=fraction_train, **kwargs)
-        self.times = Path(times)
-
-    def aggregate_train(self, server_round: int, replies: Any) -> Any:
-        """Note the times, then average."""
-        replies = list(replies)
-        seconds = [float(reply.content["metrics"]["seconds"]) for reply in replies]
-        with self.times.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(seconds) + "\n")
-        return super().aggregate_train(server_round, replies)
-
-
-def trained(times: Path) -> list[float]:
-    """Return the seconds of training of every round, summed over its nodes."""
-    return [sum(json.loads(line)) for line in times.read_text(encoding="utf-8").splitlines()]
-
-
-def simulation(sampled: int, folder: Path) -> dict[str, Any]:
-    """Simulate with next to no training; return what a sampled client costs beyond it."""
-    folder.mkdir()
-    times = folder / "times"
-    settings = {
-        "synthetic-groups": GROUPS + 2, "unseen-fraction": 2 / (GROUPS + 2), "local-steps": 1,
-        "num-server-rounds": 5, "evaluate-every": 5, "strategy": "scaling:Timed",
-        "strategy-args": json.dumps({"fraction_train": sampled / GROUPS, "times": str(times)}),
-        "output-dir": folder, "run-name": "run",
-    }  # fmt: skip
-    command = [sys.executable, str(ROOT / "simulation.py")]
-    command += [f"--set={key}={value}" for key, value in settings.items()]
-    start = time.monotonic()
-    process = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
-    peak = watch(process)
-    if process.returncode:
-        raise SystemExit(f"simulation.py failed with exit code {process.returncode}")
-    workers = len(psutil.Process().cpu_affinity() or [0])
-    # The first round also opens the data in every worker.
-    walls = [event["seconds"] for event in rounds(folder / "run")][1:]
-    own = [seconds / workers for seconds in trained(times)[1:]]
-    return {
-        "sampled": sampled,
-        "workers": workers,
-        "round_seconds": statistics.median(walls),
-        "of_it_training_seconds": statistics.median(own),
-        "ms_a_client_beyond_training": statistics.median(
-            1e3 * (wall - training) / sampled for wall, training in zip(walls, own, strict=True)
-        ),
-        "peak_gb": peak / 1e9,
-        "whole_seconds": time.monotonic() - start,
-    }
 
 
 def idle(server: Server, keys: list[Keys]) -> dict[str, Any]:
@@ -245,7 +187,7 @@ def node(server: Server, group: str, folder: Path) -> dict[str, Any]:
     supernode = server.start(home / "supernode.sh")
     times = folder / "times"
     run = server.federate(
-        "real", expected_nodes=1, min_nodes=1, num_server_rounds=3, strategy="scaling:Timed",
+        "real", expected_nodes=1, min_nodes=1, num_server_rounds=3, strategy="scale:Timed",
         strategy_args=json.dumps({"times": str(times)}),
     )  # fmt: skip
     marks: list[float] = []
@@ -327,7 +269,6 @@ def main() -> None:
             "versions": {p: version(p) for p in ("torch", "flwr", "ray")},
             "load_before": load,
             "objects_a_message": objects_a_message(),
-            "simulation": [simulation(sampled, folder / str(sampled)) for sampled in SAMPLED],
             "deployment": deployment(folder),
         }
     seconds = time.monotonic() - start
