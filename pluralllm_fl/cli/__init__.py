@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pluralllm_fl import __version__
+from pluralllm_fl.cli.bench import bench
 from pluralllm_fl.cli.deploy import deploy
 from pluralllm_fl.cli.federate import resume, run
 from pluralllm_fl.cli.simulate import simulate
@@ -40,6 +41,7 @@ app.command()(resume)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(report)
+app.command(context_settings={"ignore_unknown_options": True})(bench)
 data.command()(check)
 deploy.command()(run)
 
