@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convergence import gain, shown
-from store import Measure, Run, Store, show
+from store import Measure, Run, read, show
 from trained import MANY, SIZES
 
 
@@ -35,10 +35,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path(__file__).with_name("convergence.json"))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    if not arguments.runs.is_file():
-        raise SystemExit(f"{arguments.runs} is missing: run benchmarks/convergence.py first.")
-    held = json.loads(arguments.runs.read_text(encoding="utf-8"))
-    store = Store(arguments.runs, held.get("about", {}))
+    store = read(arguments.runs)
     names = [name for name in ("ours", MANY, "published") if store.runs.get(name)]
     if not names:
         raise SystemExit(f"{arguments.runs} holds no run of ours or of the published recipe.")

@@ -108,6 +108,19 @@ class Store:
         return interval(values) if values else None
 
 
+def read(path: Path) -> Store:
+    """Return the runs of a file that must exist.
+
+    Raises
+    ------
+    SystemExit
+        If it does not, or is no such file.
+    """
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: run benchmarks/convergence.py first.")
+    return Store(path, json.loads(path.read_text(encoding="utf-8")).get("about", {}))
+
+
 def measured(name: str) -> Measure:
     """Return the measure of this name."""
     return lambda run: run["measures"].get(name)
