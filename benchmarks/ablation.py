@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from store import Run, Store, measured, options, shared_facts, show
+from store import Run, Store, measured, options, script, shared_facts, show
 from trained import configured, context_curve, unseen_block
 
 from pluralllm_fl import memory, pluralistic, training
@@ -161,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convergence import gain, shown
-from store import Measure, Run, read, show
+from store import Measure, Run, read, script, show
 from trained import MANY, SIZES
 
 
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from store import Run, Store, measured, options, shared_facts, show
+from store import Run, Store, measured, options, script, shared_facts, show
 from trained import all_measures, configured, train
 
 from pluralllm_fl.embedding import TextEmbedder
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

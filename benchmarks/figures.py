@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from convergence import shown
-from store import Measure, Run, measured, read
+from store import Measure, Run, measured, read, script
 from trained import MANY, SIZES
 
 from pluralllm_fl.report.figures import Scale, padded, ticks
@@ -180,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -17,6 +17,7 @@ from typing import Any
 from alignment import interval
 from trained import configured
 
+from pluralllm_fl.errors import PluralLLMError
 from pluralllm_fl.workspace import read_dataset, text_embedder
 
 Run = dict[str, Any]
@@ -67,12 +68,16 @@ class Store:
         self.runs |= {name: [] for name in names}
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             started = [pool.submit(run, *task) for task in tasks]
-            for done, future in enumerate(as_completed(started), start=1):
-                for name, found in future.result().items():
-                    self.runs[name].append(found)
-                    self.runs[name].sort(key=lambda one: int(one["seed"]))
-                    print(f"{done}/{len(tasks)}: {name}, seed {found['seed']}", flush=True)
-                self.write()
+            try:
+                for done, future in enumerate(as_completed(started), start=1):
+                    for name, found in future.result().items():
+                        self.runs[name].append(found)
+                        self.runs[name].sort(key=lambda one: int(one["seed"]))
+                        print(f"{done}/{len(tasks)}: {name}, seed {found['seed']}", flush=True)
+                    self.write()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # else all others run first
+                raise
 
     def write(self, **derived: Any) -> None:
         """Write the runs, and what was derived from them."""
@@ -153,6 +158,14 @@ def options(description: str | None, script: str) -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="*", default=[], help="config changes, as TOML")
     parser.add_argument("--output", type=Path, default=Path(script).with_suffix(".json"))
     return parser
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a benchmark; errors of the package are told without a traceback."""
+    try:
+        main()
+    except PluralLLMError as error:
+        raise SystemExit(str(error)) from None
 
 
 def shared_facts(arguments: argparse.Namespace) -> dict[str, Any]:

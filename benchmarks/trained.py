@@ -105,6 +105,7 @@ def _sides(predictor: PreferencePredictor, workspace: Workspace, size: int) -> d
         targets = order[len(order) // 2 :]
         asked, batch = {table.questions[i] for i in targets}, table.batch(targets)
         assert batch.distribution is not None
+        true, question = batch.distribution.cpu().numpy(), batch.question.cpu().numpy()
         for draw in range(DRAWS if size else 1):
             stranger = groups[(at + 1 + draw % (len(groups) - 1)) % len(groups)]
             for side, shown in (("own", group), ("wrong", stranger)):
@@ -114,8 +115,6 @@ def _sides(predictor: PreferencePredictor, workspace: Workspace, size: int) -> d
                 assert len(pool) == size, f"{shown} has too few answers to show {size}"
                 context = answers.batch(np.array(pool, dtype=np.int64))
                 predicted = predictor.predict(context, batch.without_answers())
-                found = alignment(
-                    predicted.double().numpy(), batch.distribution.numpy(), batch.question.numpy()
-                )
+                found = alignment(predicted.double().cpu().numpy(), true, question)
                 scores[side].append(float(found.mean()))
     return {side: float(np.mean(values)) for side, values in scores.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from store import Measure, Run, Store, options, shared_facts, show
+from store import Measure, Run, Store, options, script, shared_facts, show
 from trained import RECIPES, prepare, train
 
 from pluralllm_fl.evaluation import context_and_targets, predict_targets, score_targets
@@ -91,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)
