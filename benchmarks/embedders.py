@@ -1,8 +1,9 @@
 """Which language model? The same recipe on embeddings of several, and on random vectors.
 
-Trains on the paper's split with every model, over seeds; random vectors say what is left without
-any meaning. Prints a table and writes embedders.json beside this file. The first run with a model
-embeds the whole survey, which is kept: on one core from ten minutes (MiniLM) to hours.
+Trains on the paper's split with every model, over seeds. Random vectors, equal for equal option
+texts, say what is left when texts can be told apart but mean nothing. Prints a table and writes
+embedders.json beside this file. The first run with a model embeds the whole survey, which is kept:
+on one core from ten minutes (MiniLM) to hours.
 
     python benchmarks/embedders.py --dataset path/to/global_opinions.csv \\
         --models mpnet=path/to/all-mpnet-base-v2 smollm2=path/to/SmolLM2-135M-Instruct.gguf
