@@ -61,8 +61,10 @@ def measure(result: dict[str, Any], name: str) -> float:
 
 
 def interval(values: list[float]) -> dict[str, Any]:
-    """Return mean and 95% confidence interval (Student's t) over seeds."""
+    """Return mean and 95% confidence interval (Student's t) over seeds; none of one value."""
     mean = float(np.mean(values))
+    if len(values) == 1:
+        return {"mean": mean, "low": None, "high": None, "values": values}
     half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": values}
 

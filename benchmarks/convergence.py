@@ -2,52 +2,38 @@
 what both reach, over seeds.
 
 Trains in this process with the project's own training code (`pluralllm_fl.baselines`), so that the
-seconds are those of training alone; the paper's split of groups. Prints a table and writes
-convergence.json beside this file. A run of ours takes a minute or two on one core, of the published
-recipe several.
+seconds are those of training alone; the paper's split of groups. Prints tables and writes
+convergence.json beside this file; `--recipes` measures some again and keeps the others' runs. A run
+of ours takes a minute or two on one core, of the published recipe ten, with 66 seen countries half
+an hour.
 
     python benchmarks/convergence.py --dataset path/to/global_opinions.csv
 """
 
-import argparse
-import json
-import platform
 import time
-import tomllib
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
-from multiprocessing import get_context
-from pathlib import Path
+from operator import truediv
 from typing import Any
 
-import torch
-from alignment import interval
+from store import Measure, Run, Store, cell, measured, options, script, shared_facts, show
+from trained import MANY, RECIPES, all_measures, context_curve, prepare, train, unseen_block
 
-from pluralllm_fl.baselines import centralised, federated
-from pluralllm_fl.config import RunConfig, default_run_config
-from pluralllm_fl.diagnostics import diagnose
-from pluralllm_fl.evaluation import evaluate_group, split_blocks
+from pluralllm_fl.memory import OWNED
 from pluralllm_fl.predictor import PreferencePredictor
-from pluralllm_fl.workspace import Workspace, open_workspace
 
-ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = tomllib.loads((ROOT / "recipes" / "published.toml").read_text(encoding="utf-8"))
-RECIPES: dict[str, tuple[Callable[..., PreferencePredictor], dict[str, Any]]] = {
-    "ours": (federated, {}),
-    "published": (federated, PUBLISHED),
-    "published, centralised": (centralised, PUBLISHED),
-}
+SHORTEST_LAST = (MANY, "published", "published, centralised", "ours", "ours, centralised")
+# Paired differences, seed by seed.
+COMPARED = (
+    ("ours", "published"),
+    (MANY, "published"),
+    ("ours", "ours, centralised"),
+    ("published", "published, centralised"),
+)
 
 
-def run(name: str, dataset: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+def run(name: str, dataset: str, changes: list[str], seed: int) -> dict[str, Run]:
     """Train one recipe; return the curve of unseen alignment and the final measures."""
-    torch.set_num_threads(1)
-    train, recipe = RECIPES[name]
-    values = default_run_config() | recipe | {"dataset": dataset, "seed": seed}
-    values |= tomllib.loads("\n".join(overrides))
-    config = RunConfig.from_run_config(values)
-    workspace = open_workspace(config)
+    workspace = prepare(name, dataset, seed, changes)
+    config = workspace.config
     curve: list[dict[str, float]] = []
     evaluating = 0.0
     start = time.perf_counter()
@@ -57,34 +43,30 @@ def run(name: str, dataset: str, seed: int, overrides: list[str]) -> dict[str, A
         if server_round % config.evaluate_every and server_round != config.num_server_rounds:
             return
         begin = time.perf_counter()
-        unseen = _unseen(predictor, workspace)
+        unseen = unseen_block(predictor, workspace)["alignment"]
         evaluating += time.perf_counter() - begin
         seconds = time.perf_counter() - start - evaluating
-        curve.append({"round": server_round, "unseen": unseen["alignment"], "seconds": seconds})
+        curve.append({"round": server_round, "unseen": unseen, "seconds": seconds})
 
-    predictor = train(workspace, config, note).eval()
-    parameters = sum(value.numel() for value in predictor.state_dict().values())
-    return {
+    predictor = train(name, workspace, note)
+    result = {
+        "seed": seed,
         "curve": curve,
-        "megabytes_a_round": 4e-6 * parameters * len(workspace.seen),
-        "unseen": _unseen(predictor, workspace),
-        "diagnostics": diagnose(predictor, workspace),
+        "megabytes_a_round": megabytes_up(predictor) * len(workspace.seen),
+        "measures": all_measures(predictor, workspace),
+        "context": context_curve(predictor, workspace),
     }
+    return {name: result}
 
 
-def _unseen(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, Any]:
-    scores = {
-        group: evaluate_group(
-            predictor, workspace.table(group), context_questions=20, seed=workspace.config.seed
-        )
-        for group in workspace.unseen
-    }
-    block = split_blocks(scores)
-    assert block is not None, "the paper's split has unseen groups"
-    return block
+def megabytes_up(predictor: PreferencePredictor) -> float:
+    """Return the size of one node's update: of what has an entry a prototype, only its own."""
+    weights = predictor.state_dict().items()
+    sent = (value[:1] if name in OWNED else value for name, value in weights)
+    return 4e-6 * float(sum(value.numel() for value in sent))
 
 
-def to_reach(result: dict[str, Any], target: float) -> dict[str, float] | None:
+def to_reach(result: Run, target: float) -> dict[str, float] | None:
     """Return the first evaluated round at the target, with its seconds and megabytes up."""
     for point in result["curve"]:
         if point["unseen"] >= target:
@@ -94,83 +76,88 @@ def to_reach(result: dict[str, Any], target: float) -> dict[str, float] | None:
     return None
 
 
-def measures(result: dict[str, Any]) -> dict[str, float]:
-    """Pick the figures of the table."""
-    unseen, diagnostics = result["unseen"], result["diagnostics"]
-    sizes, curve = diagnostics["context_sizes"], diagnostics["context_curve"]["unseen"]
+def shown(size: int, side: str = "own") -> Measure:
+    """Return the measure of unseen alignment with so many context questions."""
+
+    def measure(result: Run) -> float | None:
+        points = {point["size"]: point for point in result.get("context", ())}
+        found: float | None = points.get(size, {}).get(side)
+        return found
+
+    return measure
+
+
+def gain(size: int) -> Measure:
+    """Return the measure of what so many context questions add."""
+
+    def measure(result: Run) -> float | None:
+        some, none = shown(size)(result), shown(0)(result)
+        return None if some is None or none is None else some - none
+
+    return measure
+
+
+def rows(store: Store) -> dict[str, dict[str, Any]]:
+    """Return every measure of every recipe, and the paired differences."""
+    runs = next(runs for runs in store.runs.values() if runs)
+    measures: dict[str, Measure] = {name: measured(name) for name in runs[0]["measures"]}
+    measures |= {f"context gain, {size} questions, mean of draws": gain(size) for size in (20, 100)}
+    measures["seconds of training"] = lambda result: result["curve"][-1].get("seconds")
+    pairs = [pair for pair in COMPARED if set(pair) <= set(store.runs)]
     return {
-        "unseen alignment": unseen["alignment"],
-        "unseen, test questions": unseen["test_questions"]["alignment"],
-        "CoV of unseen groups": unseen["cov"],
-        "worst unseen group": unseen["min"],
-        "context gain, 20 questions": diagnostics["context_gain"]["unseen"],
-        "own minus wrong context": diagnostics["wrong_context"]["unseen"],
-        "seen mean (raw answers)": diagnostics["references"]["seen_mean"]["unseen"],
-        "uniform": diagnostics["references"]["uniform"]["unseen"],
-        "seconds of training": result["curve"][-1]["seconds"],
-    } | {f"alignment, {size} context questions": a for size, a in zip(sizes, curve, strict=True)}
+        label: {name: store.over_seeds(name, measure) for name in store.runs}
+        | {f"{a} − {b}": store.paired((a, measure), (b, measure)) for a, b in pairs}
+        for label, measure in measures.items()
+    }
 
 
-def ratios(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Compare what each seed needs to reach the published recipe's final unseen alignment."""
-    rows: dict[str, list[float]] = {"rounds": [], "seconds": [], "megabytes": []}
-    for ours, published in zip(results["ours"], results["published"], strict=True):
-        target = published["curve"][-1]["unseen"]
-        first, last = to_reach(ours, target), to_reach(published, target)
-        if first is None or last is None:
-            return {}
-        for name, values in rows.items():
-            values.append(last[name] / first[name])
-    return {f"{name}, published / ours": interval(values) for name, values in rows.items()}
+def ratios(store: Store) -> dict[str, Any]:
+    """Compare ours with the published recipe in one number each.
+
+    What each seed needs to reach the published recipe's final alignment, published / ours; the
+    coefficient of variation, ours / published; and ours with 5 answers − published with 20.
+    """
+    found: dict[str, Any] = {}
+    target = {r["seed"]: r["curve"][-1]["unseen"] for r in store.runs.get("published", [])}
+    ours = [run for run in store.runs.get("ours", []) if run["seed"] in target]
+    # A mean over those seeds alone that get there would flatter.
+    get_there = all(to_reach(run, target[run["seed"]]) for run in ours)
+    for what in ("rounds", "seconds", "megabytes") if get_there else ():
+
+        def needed(result: Run, what: str = what) -> float | None:
+            reached = to_reach(result, target.get(result["seed"], float("inf")))
+            return None if reached is None else reached[what]
+
+        found[f"{what} to the published alignment, published / ours"] = store.paired(
+            ("published", needed), ("ours", needed), truediv
+        )
+    cov = measured("CoV of unseen groups")
+    found["CoV, ours / published"] = store.paired(("ours", cov), ("published", cov), truediv)
+    found["ours with 5 answers − published with 20"] = store.paired(
+        ("ours", shown(5)), ("published", shown(20))
+    )
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def main() -> None:
-    """Run all seeds of all recipes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time, a core each")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--set", nargs="*", default=[], help="config changes, as TOML")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    """Run all seeds of the recipes, then compare all that the file holds."""
+    parser = options(__doc__, __file__)
+    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     arguments = parser.parse_args()
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.recipes}
-    # Longest first, so that every process is busy to the end and each run has the same company.
-    tasks = [(name, seed) for name in results for seed in range(arguments.seeds)]
-    tasks.sort(key=lambda task: task[0] == "ours")
-    names, seeds = zip(*tasks, strict=True)
-    count = len(tasks)
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        done = pool.map(run, names, [arguments.dataset] * count, seeds, [arguments.set] * count)
-        for (name, seed), result in zip(tasks, done, strict=True):
-            results[name].append(result)
-            print(name, seed, f"{result['unseen']['alignment']:.4f}", flush=True)
-    table = {
-        measure: {
-            name: interval([measures(result)[measure] for result in runs])
-            for name, runs in results.items()
-        }
-        for measure in measures(results[arguments.recipes[0]][0])
-    }
-    print("| measure | " + " | ".join(results) + " |\n|---|" + "---|" * len(results))
-    for measure, row in table.items():
-        cells = [f"{c['mean']:.4f} ({c['low']:.4f} to {c['high']:.4f})" for c in row.values()]
-        print(f"| {measure} | " + " | ".join(cells) + " |")
-    compared = ratios(results) if {"ours", "published"} <= set(results) else {}
-    for name, cell in compared.items():
-        print(f"{name}: {cell['mean']:.1f} ({cell['low']:.1f} to {cell['high']:.1f})")
-    record = {
-        "dataset": Path(arguments.dataset).name,
-        "seeds": arguments.seeds,
-        "versions": {p: version(p) for p in ("torch", "transformers")},
-        "machine": {"python": platform.python_version(), "arch": platform.machine()},
-        "measures": table,
-        "to_the_published_alignment": compared,
-        "curves": {name: [result["curve"] for result in runs] for name, runs in results.items()},
-        "megabytes_a_round": {n: runs[0]["megabytes_a_round"] for n, runs in results.items()},
-    }
-    arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    store = Store(arguments.output, shared_facts(arguments))
+    tasks = [
+        (name, arguments.dataset, arguments.set, seed)
+        # Longest first, so that every process is busy to the end.
+        for name in sorted(arguments.recipes, key=SHORTEST_LAST.index)
+        for seed in range(arguments.seeds)
+    ]
+    store.measure(run, tasks, arguments.recipes, arguments.processes)
+    table, compared = rows(store), ratios(store)
+    store.write(table=table, compared=compared)
+    show("measure", table, list(next(iter(table.values()))))
+    for name, value in compared.items():
+        print(f"{name}: {cell(value)}")
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

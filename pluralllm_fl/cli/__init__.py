@@ -10,6 +10,7 @@ import typer
 
 from pluralllm_fl import __version__
 from pluralllm_fl.cli.baselines import baselines
+from pluralllm_fl.cli.bench import bench
 from pluralllm_fl.cli.deploy import deploy
 from pluralllm_fl.cli.federate import resume, run
 from pluralllm_fl.cli.simulate import simulate
@@ -42,6 +43,7 @@ app.command()(baselines)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(report)
+app.command(context_settings={"ignore_unknown_options": True})(bench)
 data.command()(check)
 deploy.command()(run)
 

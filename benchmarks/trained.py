@@ -1,0 +1,120 @@
+"""The recipes that the benchmarks compare, and the measures taken of a trained predictor."""
+
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pluralllm_fl.baselines import OnRound, centralised, federated
+from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.datasets.globalopinionqa import UNSEEN
+from pluralllm_fl.diagnostics import diagnose
+from pluralllm_fl.evaluation import evaluate_group, evaluation_order, split_blocks
+from pluralllm_fl.metrics import alignment
+from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = tomllib.loads((ROOT / "recipes" / "published.toml").read_text(encoding="utf-8"))
+MANY = "ours, 66 seen"
+RECIPES: dict[str, tuple[Callable[..., PreferencePredictor], dict[str, Any]]] = {
+    "ours": (federated, {}),
+    "published": (federated, PUBLISHED),
+    "published, centralised": (centralised, PUBLISHED),
+    "ours, centralised": (centralised, {}),
+    MANY: (federated, {"unseen-groups": ";".join(UNSEEN)}),
+}
+SIZES = (0, 1, 2, 5, 10, 20, 50, 100)
+DRAWS = 3  # contexts of each size; a draw's wrong context is of another group each time
+
+
+def configured(name: str, dataset: str, seed: int, changes: Sequence[str]) -> RunConfig:
+    """Return the config of a recipe."""
+    values = default_run_config() | RECIPES[name][1] | {"dataset": dataset, "seed": seed}
+    values |= tomllib.loads("\n".join(changes))
+    config = RunConfig.from_run_config(values)
+    if name != MANY:
+        return config
+    # Everybody but the paper's unseen groups trains, with a prototype each.
+    return replace(config, prototypes=len(read_dataset(config).groups) - len(UNSEEN))
+
+
+def prepare(name: str, dataset: str, seed: int, changes: Sequence[str]) -> Workspace:
+    """Read and embed the data for one run, which will use one core."""
+    torch.set_num_threads(1)
+    return open_workspace(configured(name, dataset, seed, changes))
+
+
+def train(
+    name: str, workspace: Workspace, on_round: OnRound = lambda *_: None
+) -> PreferencePredictor:
+    """Train a recipe in this process."""
+    return RECIPES[name][0](workspace, workspace.config, on_round).eval()
+
+
+def unseen_block(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, Any]:
+    """Score the unseen groups, 20 answers shown: the block of summary.json."""
+    scores = {
+        group: evaluate_group(
+            predictor, workspace.table(group), context_questions=20, seed=workspace.config.seed
+        )
+        for group in workspace.unseen
+    }
+    block = split_blocks(scores)
+    assert block is not None, "the split has unseen groups"
+    return block
+
+
+def all_measures(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, float]:
+    """Return the measures of docs/metrics.md on the unseen groups."""
+    unseen, found = unseen_block(predictor, workspace), diagnose(predictor, workspace)
+    return {
+        "unseen alignment": unseen["alignment"],
+        "unseen, test questions": unseen["test_questions"]["alignment"],
+        "CoV of unseen groups": unseen["cov"],
+        "worst unseen group": unseen["min"],
+        "context gain, 20 questions": found["context_gain"]["unseen"],
+        "own minus wrong context": found["wrong_context"]["unseen"],
+        "seen mean (raw answers)": found["references"]["seen_mean"]["unseen"],
+        "uniform": found["references"]["uniform"]["unseen"],
+    }
+
+
+@torch.no_grad()
+def context_curve(
+    predictor: PreferencePredictor, workspace: Workspace, sizes: Sequence[int] = SIZES
+) -> list[dict[str, float]]:
+    """Score the unseen groups with contexts of their own and of other groups, by size.
+
+    The targets are a fixed half of each group's questions; contexts come from the other half, and
+    of another group from its questions outside the targets.
+    """
+    return [{"size": size} | _sides(predictor, workspace, size) for size in sizes]
+
+
+def _sides(predictor: PreferencePredictor, workspace: Workspace, size: int) -> dict[str, float]:
+    seed, groups = workspace.config.seed, workspace.unseen
+    scores: dict[str, list[float]] = {"own": [], "wrong": []}
+    for at, group in enumerate(groups):
+        table = workspace.table(group)
+        order = evaluation_order(table, seed)
+        targets = order[len(order) // 2 :]
+        asked, batch = {table.questions[i] for i in targets}, table.batch(targets)
+        assert batch.distribution is not None
+        true, question = batch.distribution.cpu().numpy(), batch.question.cpu().numpy()
+        for draw in range(DRAWS if size else 1):
+            stranger = groups[(at + 1 + draw % (len(groups) - 1)) % len(groups)]
+            for side, shown in (("own", group), ("wrong", stranger)):
+                answers = workspace.table(shown)
+                drawn = evaluation_order(answers, seed + 1000 * draw)
+                pool = [i for i in drawn if answers.questions[i] not in asked][:size]
+                assert len(pool) == size, f"{shown} has too few answers to show {size}"
+                context = answers.batch(np.array(pool, dtype=np.int64))
+                predicted = predictor.predict(context, batch.without_answers())
+                found = alignment(predicted.double().cpu().numpy(), true, question)
+                scores[side].append(float(found.mean()))
+    return {side: float(np.mean(values)) for side, values in scores.items()}

@@ -1,0 +1,94 @@
+"""Another survey, without training again: new groups, new questions.
+
+Trains on the paper's 8 countries, then shows the predictor 0 to 50 answers of each group of the
+second survey. Prints the alignment, its margin over the uniform guess and how many groups fall
+below that, and writes transfer.json beside this file.
+
+    python benchmarks/transfer.py --dataset path/to/global_opinions.csv \\
+        --survey path/to/atp_w41.jsonl
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from store import Measure, Run, Store, options, script, shared_facts, show
+from trained import RECIPES, prepare, train
+
+from pluralllm_fl.evaluation import context_and_targets, predict_targets, score_targets
+from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.workspace import Workspace, open_workspace
+
+SIZES = (0, 5, 20, 50)
+
+
+def run(name: str, dataset: str, survey: str, changes: list[str], seed: int) -> dict[str, Run]:
+    """Train one recipe; score it on every group of the other survey."""
+    workspace = prepare(name, dataset, seed, changes)
+    predictor = train(name, workspace)
+    other = open_workspace(
+        replace(workspace.config, dataset=survey, seen_groups="", unseen_groups="")
+    )
+    result = {
+        "seed": seed,
+        "groups": {str(size): by_group(predictor, other, size) for size in SIZES},
+    }
+    return {name: result}
+
+
+def by_group(
+    predictor: PreferencePredictor, survey: Workspace, size: int
+) -> dict[str, dict[str, float]]:
+    """Score every group: `size` random answers are shown, all other questions are targets."""
+    found = {}
+    for group in survey.groups:
+        table = survey.table(group)
+        chosen = context_and_targets(table, "all", size, survey.config.seed)
+        score = score_targets(predict_targets(predictor, table, *chosen))
+        found[group] = {"alignment": score.alignment, "uniform": score.uniform}
+    return found
+
+
+def summary(size: int) -> dict[str, Measure]:
+    """Return the measures over groups with so many answers shown."""
+
+    def scores(result: Run) -> tuple[Any, Any]:
+        groups = result["groups"][str(size)].values()
+        aligned = np.array([group["alignment"] for group in groups])
+        return aligned, aligned - np.array([group["uniform"] for group in groups])
+
+    return {
+        f"{size} shown: alignment": lambda r: float(scores(r)[0].mean()),
+        f"{size} shown: uniform": lambda r: float((scores(r)[0] - scores(r)[1]).mean()),
+        f"{size} shown: mean margin over uniform": lambda r: float(scores(r)[1].mean()),
+        f"{size} shown: smallest margin": lambda r: float(scores(r)[1].min()),
+        f"{size} shown: groups below uniform": lambda r: float((scores(r)[1] < 0).sum()),
+    }
+
+
+def main() -> None:
+    """Run all seeds of the recipes."""
+    parser = options(__doc__, __file__)
+    parser.add_argument("--survey", required=True, help="the other survey, OpinionQA as a file")
+    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=["ours"])
+    arguments = parser.parse_args()
+    about = shared_facts(arguments) | {"survey": Path(arguments.survey).name}
+    store = Store(arguments.output, about)
+    tasks = [
+        (name, arguments.dataset, arguments.survey, arguments.set, seed)
+        for name in arguments.recipes
+        for seed in range(arguments.seeds)
+    ]
+    store.measure(run, tasks, arguments.recipes, arguments.processes)
+    measures = {label: measure for size in SIZES for label, measure in summary(size).items()}
+    table = {
+        label: {name: store.over_seeds(name, measure) for name in store.runs}
+        for label, measure in measures.items()
+    }
+    store.write(table=table)
+    show(f"{Path(arguments.survey).stem}, no training", table, list(store.runs))
+
+
+if __name__ == "__main__":
+    script(main)
