@@ -156,9 +156,10 @@ class RunConfig:
             smallest, largest = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
             _require(largest >= smallest, f"{kind}_max", largest,
                      f"at least {kind}-min ({smallest})")  # fmt: skip
-        _require("{question}" in self.embedding_template and "{option}" in self.embedding_template,
+        parts = embedding_parts(self.embedding_template)
+        _require("{question}" in parts[0] and "{option}" in parts[-1] and len(parts) <= 2,
                  "embedding_template", self.embedding_template,
-                 "a text with {question} and {option}")  # fmt: skip
+                 "a text with {question} and {option}, or two texts with '||' between")  # fmt: skip
         for name in ("output_dir", "resume"):
             value = getattr(self, name)
             _require(not value or Path(value).is_absolute(), name, value,
@@ -177,6 +178,11 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 def split_names(text: str) -> tuple[str, ...]:
     """Split a semicolon-separated list of names, without empty ones."""
     return tuple(name.strip() for name in text.split(";") if name.strip())
+
+
+def embedding_parts(template: str) -> list[str]:
+    """Split an ``embedding-template`` into the texts that are embedded apart, one or two."""
+    return template.split("||")
 
 
 def app_directory() -> Path:

@@ -35,9 +35,10 @@ def remember(
     question, option = network.represent(answers)
     biased = F.pad(question, (1, 0), value=BIAS)
     wanted = centred((answers.distribution + SMALLEST_SHARE).log(), answers)
+    # The questions' part is constant for a pair of questions: centring options centres the whole.
+    option = centred(option, answers)
     similar = (biased @ biased.T)[answers.question[:, None], answers.question[None]]
-    gram = centred(centred(similar * (option @ option.T), answers).T, answers)
-    dual = centred(_ridge(gram, wanted, ridge), answers)
+    dual = _ridge(similar.mul_(option @ option.T), wanted, ridge)
     directions = option.new_zeros(len(answers), option.shape[1])
     directions.index_add_(0, answers.question, dual[:, None] * option)
     features = network.cover(question)

@@ -27,6 +27,7 @@ MIXING = {
     "option_scale": 0.4,  # and of options
     "temperature": 0.0,  # sharpness of the recalled answers
     "trust": -0.45,  # power of the coverage in the weights
+    "familiarity": 0.0,  # power of the best coverage in the sharpness of the recalled answers
 }
 BIAS = math.sqrt(0.5)  # constant beside q: options have a meaning of their own
 MOST_CONTEXT_OPTIONS = 4000  # conditioning solves a dense system: 64 MB a matrix at this size
@@ -71,7 +72,10 @@ class PluralisticNetwork(nn.Module):
 
     Parameters
     ----------
-    embedding_dim, prototypes, coverage_features : int
+    embedding_dim : int
+        Of one vector of the language model. Rows may hold two: the first is taken for the
+        question, the last for the option.
+    prototypes, coverage_features : int
     """
 
     def __init__(self, *, embedding_dim: int, prototypes: int, coverage_features: int) -> None:
@@ -105,11 +109,12 @@ class PluralisticNetwork(nn.Module):
 
         The squares let a prototype tell options apart that lie in opposite directions alike.
         """
-        x = batch.embedding
-        mean = question_mean(x, batch)
-        deviation = F.normalize(x - mean[batch.question], dim=1)
-        squares = F.normalize(deviation.square() - 1 / x.shape[1], dim=1) * SQUARES
-        return F.normalize(mean, dim=1), torch.cat([deviation, squares], dim=1)
+        dim = self.memory.shape[1] - 1
+        x, option = batch.embedding[:, :dim], batch.embedding[:, -dim:]
+        deviation = F.normalize(centred(option, batch), dim=1)
+        squares = F.normalize(deviation.square() - 1 / dim, dim=1) * SQUARES
+        question = F.normalize(question_mean(x, batch), dim=1)
+        return question, torch.cat([deviation, squares], dim=1)
 
     def cover(self, question: Tensor) -> Tensor:
         """Return random Fourier features of question vectors, (Q, coverage features)."""
@@ -120,6 +125,10 @@ class PluralisticNetwork(nn.Module):
     def recall(self, batch: QuestionBatch) -> Recall:
         """Ask every prototype about these questions; no gradient reaches the memory."""
         question, option = self.represent(batch)
+        if not self.active().any():  # before the first aggregate
+            silent = option.new_zeros(len(option), len(self.memory))
+            ignorant = question.new_full((len(question), len(self.memory)), LEAST_COVERAGE)
+            return Recall(question, option, silent, ignorant)
         biased = F.pad(question, (1, 0), value=BIAS)
         columns = [((biased @ m)[batch.question] * option).sum(1) for m in self.memory]
         logits = centred(torch.stack(columns, dim=1), batch)
@@ -190,7 +199,9 @@ class PluralisticNetwork(nn.Module):
         share = (share / share.sum(1, keepdim=True).clamp(min=1e-12))[batch.question]
         mean = (recall.logits * share).sum(1)
         difference = (recall.logits - mean[:, None]) * (share + 1e-12).sqrt()
-        return mean * mixing["temperature"].exp(), difference
+        known = (recall.coverage * (weight > 0)).amax(1).clamp(min=LEAST_COVERAGE)
+        sharpness = mixing["temperature"].exp() * known ** mixing["familiarity"].exp()
+        return mean * sharpness[batch.question], difference
 
 
 @lru_cache(maxsize=2)

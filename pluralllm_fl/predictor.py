@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pluralllm_fl.config import RunConfig
+from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.pluralistic import PluralisticNetwork
@@ -35,7 +35,7 @@ class PredictorConfig:
     feed_forward: int = 128
     embedding_model: str = "auto"
     embedding_pooling: Literal["mean", "last"] = "mean"
-    embedding_template: str = "{question}\n\nA. {option}"
+    embedding_template: str = "{question}||{option}"
     embedding_fingerprint: str = ""
 
     @classmethod
@@ -88,8 +88,9 @@ class PreferencePredictor(nn.Module):
                 feed_forward=config.feed_forward,
             )
         else:
+            parts = embedding_parts(config.embedding_template)
             self.network = PluralisticNetwork(
-                embedding_dim=config.embedding_dim,
+                embedding_dim=config.embedding_dim // len(parts),
                 prototypes=config.prototypes,
                 coverage_features=config.coverage_features,
             )

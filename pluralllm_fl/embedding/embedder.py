@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pluralllm_fl.config import embedding_parts
 from pluralllm_fl.embedding.cache import VectorCache, default_cache_dir
 from pluralllm_fl.embedding.models import ModelFiles, find_model
 from pluralllm_fl.errors import EmbeddingError
@@ -20,7 +21,7 @@ from pluralllm_fl.preferences import Question
 if TYPE_CHECKING:
     from pluralllm_fl.embedding.encoder import Encoder
 
-DEFAULT_TEMPLATE = "{question}\n\nA. {option}"
+DEFAULT_TEMPLATE = "{question}||{option}"
 _PLACEHOLDER = re.compile(r"\{question\}|\{option\}")
 
 Progress = Callable[[int, int], None]
@@ -66,7 +67,8 @@ class TextEmbedder:
     pooling : "mean" or "last", default "mean"
         Mean of the last hidden layer over all tokens, or its last token.
     template : str
-        Text that the model reads; must hold ``{question}`` and ``{option}``.
+        Text that the model reads; must hold ``{question}`` and ``{option}``. With ``||`` in it, the
+        text before and the text after are embedded apart, and a row is both vectors side by side.
     cache_dir : Path or None
         None: ``$PLURALLM_CACHE``, else ``~/.cache/pluralllm-fl``.
     device : str, default "auto"
@@ -98,6 +100,11 @@ class TextEmbedder:
             raise EmbeddingError(
                 f"embedding-template = {template!r}: must hold {{question}} and {{option}}."
             )
+        self.parts = embedding_parts(template)
+        if len(self.parts) > 2 or "{option}" not in self.parts[-1]:
+            raise EmbeddingError(
+                f"embedding-template = {template!r}: at most one '||', and {{option}} behind it."
+            )
         self.model = model
         self.pooling: Literal["mean", "last"] = pooling
         self.template = template
@@ -111,8 +118,8 @@ class TextEmbedder:
 
     @property
     def dimension(self) -> int:
-        """Length of a vector; known without loading the model."""
-        return self._facts.dimension
+        """Length of a row; known without loading the model."""
+        return self._facts.dimension * len(self.parts)
 
     def load(self) -> None:
         """Load the language model now; otherwise the first new text does.
@@ -144,8 +151,9 @@ class TextEmbedder:
         texts: list[str] = []
         for question in questions:
             if question.id not in first_row:
-                first_row[question.id] = len(texts)
-                texts += [self.render(question.text, option) for option in question.options]
+                first_row[question.id] = len(texts) // len(self.parts)
+                for option in question.options:
+                    texts += self.render(question.text, option)
         facts = self._facts
         prefix = hashlib.sha256(facts.fingerprint.encode())
         keys = []
@@ -166,13 +174,13 @@ class TextEmbedder:
         if progress is not None:
             progress(len(text_of), len(text_of))
         rows = b"".join([found[key] for key in keys])
-        vectors = np.frombuffer(bytearray(rows), dtype="<f4").reshape(len(keys), facts.dimension)
+        vectors = np.frombuffer(bytearray(rows), dtype="<f4").reshape(-1, self.dimension)
         return EmbeddingTable(vectors.astype(np.float32, copy=False), first_row)
 
-    def render(self, question: str, option: str) -> str:
-        """Fill the template; braces in the texts themselves mean nothing."""
+    def render(self, question: str, option: str) -> list[str]:
+        """Fill the template's parts; braces in the texts themselves mean nothing."""
         values = {"{question}": question, "{option}": option}
-        return _PLACEHOLDER.sub(lambda match: values[match[0]], self.template)
+        return [_PLACEHOLDER.sub(lambda match: values[match[0]], part) for part in self.parts]
 
     def _compute(
         self,
