@@ -26,7 +26,10 @@ RECIPES: dict[str, tuple[Callable[..., PreferencePredictor], dict[str, Any]]] = 
     "published": (federated, PUBLISHED),
     "published, centralised": (centralised, PUBLISHED),
     "ours, centralised": (centralised, {}),
-    MANY: (federated, {"unseen-groups": ";".join(UNSEEN)}),
+    MANY: (
+        federated,
+        {"unseen-groups": ";".join(UNSEEN), "num-server-rounds": 3, "local-steps": 10},
+    ),
 }
 SIZES = (0, 1, 2, 5, 10, 20, 50, 100)
 DRAWS = 3  # contexts of each size; a draw's wrong context is of another group each time

@@ -18,22 +18,23 @@ from pluralllm_fl.episodes import QuestionBatch
 
 # Mixing starts from what training groups outside the paper's 14 countries settled on; logarithms.
 MIXING = {
-    "agreement": 3.6,  # weight of a prototype's agreement with the context
-    "doubt": 2.1,  # questions that count as much as this prior: all prototypes agree alike
-    "evidence": 2.9,  # respondents that one context answer counts for
-    "spread": -2.0,  # variance along the differences between prototypes
-    "novelty": 0.0,  # variance of what no prototype says
+    "agreement": 3.4,  # weight of a prototype's agreement with the context
+    "doubt": 1.9,  # questions that count as much as this prior: all prototypes agree alike
+    "evidence": 4.4,  # respondents that one context answer counts for
+    "spread": -2.9,  # variance along the differences between prototypes
+    "novelty": 1.9,  # variance of what no prototype says
     "question_scale": 0.4,  # how fast similarity falls with the distance of questions
     "option_scale": 0.4,  # and of options
     "temperature": 0.0,  # sharpness of the recalled answers
-    "trust": -0.45,  # power of the coverage in the weights
-    "familiarity": 0.0,  # power of the best coverage in the sharpness of the recalled answers
+    "trust": 0.5,  # power of the coverage in the weights
+    "familiarity": -1.2,  # power of the best coverage in the sharpness
 }
 BIAS = math.sqrt(0.5)  # constant beside q: options have a meaning of their own
 MOST_CONTEXT_OPTIONS = 4000  # conditioning solves a dense system: 64 MB a matrix at this size
 SQUARES = math.sqrt(0.5)  # weight of an option's squares
 COVERAGE_SCALE = math.sqrt(10.0)
 LEAST_COVERAGE = 0.02
+EVENING = 4
 NEWTON_STEPS = 6
 LONGEST_STEP = 2.0  # in logits
 
@@ -67,7 +68,7 @@ class PluralisticNetwork(nn.Module):
     (Laplace approximation of the multinomial likelihood). An empty context leaves the prior, a long
     one overrules it, order cannot matter.
 
-    The nine mixing coefficients are all that gradients train, on groups whose own prototype is
+    The ten mixing coefficients are all that gradients train, on groups whose own prototype is
     hidden, which makes every training group an unseen one.
 
     Parameters
@@ -195,11 +196,13 @@ class PluralisticNetwork(nn.Module):
         self, batch: QuestionBatch, recall: Recall, weight: Tensor, mixing: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted logits (N,) and the prototypes' differences from them."""
-        share = recall.coverage ** mixing["trust"].exp() * weight
+        known = (recall.coverage * (weight > 0)).amax(1).clamp(min=LEAST_COVERAGE)
+        # Where even the best prototype knows little, little tells it from the others.
+        trust = mixing["trust"].exp() * known**EVENING
+        share = recall.coverage ** trust[:, None] * weight
         share = (share / share.sum(1, keepdim=True).clamp(min=1e-12))[batch.question]
         mean = (recall.logits * share).sum(1)
         difference = (recall.logits - mean[:, None]) * (share + 1e-12).sqrt()
-        known = (recall.coverage * (weight > 0)).amax(1).clamp(min=LEAST_COVERAGE)
         sharpness = mixing["temperature"].exp() * known ** mixing["familiarity"].exp()
         return mean * sharpness[batch.question], difference
 
