@@ -35,7 +35,7 @@ SQUARES = math.sqrt(0.5)  # weight of an option's squares
 COVERAGE_SCALE = math.sqrt(10.0)
 LEAST_COVERAGE = 0.02
 EVENING = 4
-NEWTON_STEPS = 6
+NEWTON_STEPS = 7
 LONGEST_STEP = 2.0  # in logits
 
 
