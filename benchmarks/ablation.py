@@ -28,6 +28,7 @@ from pluralllm_fl.pluralistic import PluralisticNetwork
 from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
 
 LEAST_ANSWERS = 250
+ONE_TEXT = "{question}\n\nA. {option}"
 OFF = -40.0  # a logarithm: its exponential is nothing, and so is the gradient, so it stays there
 
 
@@ -46,6 +47,9 @@ VARIANTS: dict[str, Variant] = {
     "no Gaussian process": Variant(mixing={"spread": OFF, "novelty": OFF}),
     "no agreement weights": Variant(mixing={"agreement": OFF}),
     "no coverage weights": Variant(mixing={"trust": OFF}),
+    "coverages not evened out": Variant(change=lambda: patch.object(pluralistic, "EVENING", 0)),
+    "as sure of unknown questions": Variant(mixing={"familiarity": OFF}),
+    "question and option in one text": Variant({"embedding_template": ONE_TEXT}),
     "own prototype visible in training": Variant(
         change=lambda: patch.object(PluralisticNetwork, "without", lambda *_: nullcontext())
     ),
@@ -91,8 +95,10 @@ def measure(variant: Variant, workspace: Workspace) -> Run:
     with ExitStack() as stack:
         stack.enter_context(patch.dict(pluralistic.MIXING, variant.mixing))
         stack.enter_context(variant.change())
-        predictor = federated(workspace, replace(workspace.config, **changed), lambda *_: None)
-        predictor.eval()
+        config = replace(workspace.config, **changed)
+        if config.embedding_template != workspace.config.embedding_template:
+            workspace = open_workspace(config)
+        predictor = federated(workspace, config, lambda *_: None).eval()
         unseen = unseen_block(predictor, workspace)
         none, some = context_curve(predictor, workspace, (0, 20))
     return {
@@ -117,7 +123,8 @@ def shared_fits() -> Iterator[None]:
         network: PluralisticNetwork, answers: QuestionBatch, *, prototype: int, ridge: float
     ) -> None:
         assert answers.distribution is not None
-        key = (answers.distribution.numpy().tobytes(), ridge, pluralistic.SQUARES)
+        width = answers.embedding.shape[1]
+        key = (answers.distribution.numpy().tobytes(), ridge, pluralistic.SQUARES, width)
         owned = network.memory, network.coverage
         if key not in fits:
             fit(network, answers, prototype=prototype, ridge=ridge)
