@@ -28,7 +28,7 @@ RECIPES: dict[str, tuple[Callable[..., PreferencePredictor], dict[str, Any]]] = 
     "ours, centralised": (centralised, {}),
     MANY: (
         federated,
-        {"unseen-groups": ";".join(UNSEEN), "num-server-rounds": 3, "local-steps": 10},
+        {"unseen-groups": ";".join(UNSEEN), "num-server-rounds": 2, "local-steps": 10},
     ),
 }
 SIZES = (0, 1, 2, 5, 10, 20, 50, 100)
