@@ -1,9 +1,9 @@
 """Which language model? The same recipe on embeddings of several, and on random vectors.
 
-Trains on the paper's split with every model, over seeds. Random vectors, equal for equal option
-texts, say what is left when texts can be told apart but mean nothing. Prints a table and writes
-embedders.json beside this file. The first run with a model embeds the whole survey, which is kept:
-on one core from ten minutes (MiniLM) to hours.
+Trains on the paper's split with every model, over seeds. Random vectors, equal for equal texts,
+say what is left when texts can be told apart but mean nothing. Prints a table and writes
+embedders.json beside this file. The first run with a model embeds all texts of the survey, which
+are kept.
 
     python benchmarks/embedders.py --dataset path/to/global_opinions.csv \\
         --models mpnet=path/to/all-mpnet-base-v2 smollm2=path/to/SmolLM2-135M-Instruct.gguf
@@ -12,15 +12,13 @@ on one core from ten minutes (MiniLM) to hours.
 import time
 from dataclasses import replace
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
 import torch
 from store import Run, Store, measured, options, script, shared_facts, show
 from trained import all_measures, configured, train
 
 from pluralllm_fl.embedding import TextEmbedder
-from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
+from pluralllm_fl.workspace import open_workspace, read_dataset, with_random_vectors
 
 DEFAULT = {"MiniLM": "auto"}
 RANDOM = "random"
@@ -33,29 +31,12 @@ def run(name: str, model: str, dataset: str, changes: list[str], seed: int) -> d
     config = configured("ours", dataset, seed, changes)
     workspace = open_workspace(replace(config, embedding_model=model))
     if name == RANDOM:
-        workspace = at_random(workspace)
+        workspace = with_random_vectors(workspace)
     predictor = train("ours", workspace)
     dimension = workspace.vectors.shape[1]
     return {
         name: {"seed": seed, "dimension": dimension, "measures": all_measures(predictor, workspace)}
     }
-
-
-def at_random(workspace: Workspace) -> Workspace:
-    """Replace the embeddings: a random vector for each question, plus one for each option text."""
-    rng = np.random.default_rng(workspace.config.seed)
-    rows, dimension = workspace.vectors.shape
-    vectors = np.zeros((rows, dimension), dtype=np.float32)
-    options: dict[str, Any] = {}
-    for question in workspace.dataset.questions:
-        if (first := workspace.first_row.get(question.id)) is None:
-            continue
-        about = rng.standard_normal(dimension)
-        for place, option in enumerate(question.options):
-            if option not in options:
-                options[option] = rng.standard_normal(dimension)
-            vectors[first + place] = about + options[option]
-    return replace(workspace, vectors=torch.from_numpy(vectors), _tables={})
 
 
 def milliseconds_a_text(model: str, dataset: str, changes: list[str]) -> float:
@@ -69,8 +50,10 @@ def milliseconds_a_text(model: str, dataset: str, changes: list[str]) -> float:
         )
         embedder.load()
         start = time.perf_counter()
-        table = embedder.embed(sample)
-        return 1e3 * (time.perf_counter() - start) / len(table.vectors)
+        embedder.embed(sample)
+        seconds = time.perf_counter() - start
+        texts = {t for q in sample for option in q.options for t in embedder.render(q.text, option)}
+        return 1e3 * seconds / len(texts)
 
 
 def main() -> None:
