@@ -44,7 +44,7 @@ pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
 
 MEMORY, COVERAGE, MIXING = "network.memory", "network.coverage", "network.mixing"
 # One prototype of MiniLM's 384 dimensions with 32 coverage features, and the mixing.
-OWN = {MEMORY: (1, 385, 768), COVERAGE: (1, 32), MIXING: (9,)}
+OWN = {MEMORY: (1, 385, 768), COVERAGE: (1, 32), MIXING: (10,)}
 VALUES = sum(math.prod(shape) for shape in OWN.values())
 
 
