@@ -280,7 +280,7 @@ def test_what_int8_owes_to_one_prototype_is_not_paid_to_another(tmp_path: Path) 
     for folder in ("a", "b"):
         (own,) = deployment(tmp_path / folder, ("Peru",))
         nodes.append(LocalNode.from_context(context(own)))
-    predictor = initial_predictor(nodes[0].config, 384, "")
+    predictor = initial_predictor(nodes[0].config, nodes[0].workspace.vectors.shape[1], "")
     start = ArrayRecord(predictor.state_dict())
 
     def train(node: LocalNode, server_round: int, prototype: int) -> dict[str, bytes]:
