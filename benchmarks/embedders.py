@@ -1,9 +1,9 @@
 """Which language model? The same recipe on embeddings of several, and on random vectors.
 
-Trains on the paper's split with every model, over seeds. Random vectors, equal for equal
-texts, say what is left when texts can be told apart but mean nothing. Prints a table and writes
-embedders.json beside this file. The first run with a model embeds the whole survey, which is kept:
-on one core minutes (MiniLM) to an hour.
+Trains on the paper's split with every model, over seeds. Random vectors, equal for equal texts,
+say what is left when texts can be told apart but mean nothing. Prints a table and writes
+embedders.json beside this file. The first run with a model embeds all texts of the survey, which
+are kept.
 
     python benchmarks/embedders.py --dataset path/to/global_opinions.csv \\
         --models mpnet=path/to/all-mpnet-base-v2 smollm2=path/to/SmolLM2-135M-Instruct.gguf
@@ -50,8 +50,10 @@ def milliseconds_a_text(model: str, dataset: str, changes: list[str]) -> float:
         )
         embedder.load()
         start = time.perf_counter()
-        table = embedder.embed(sample)
-        return 1e3 * (time.perf_counter() - start) / len(table.vectors)
+        embedder.embed(sample)
+        seconds = time.perf_counter() - start
+        texts = {t for q in sample for option in q.options for t in embedder.render(q.text, option)}
+        return 1e3 * seconds / len(texts)
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
 from pluralllm_fl.federation.supervisor import FlowerConnection
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
-DIMENSION = 384  # of MiniLM's embeddings
+DIMENSION = 2 * 384  # of a row: MiniLM's vectors of question and option
 POLL_SECONDS = 3.0  # a SuperNode's
 Keys = tuple[Any, Any]
 

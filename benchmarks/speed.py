@@ -24,7 +24,7 @@ import torch
 from released_code import ReleasedNetwork
 
 from pluralllm_fl.baselines import federated
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig, default_run_config, embedding_parts
 from pluralllm_fl.episodes import GroupTable, IntArray
 from pluralllm_fl.evaluation import evaluate_group
 from pluralllm_fl.memory import remember
@@ -49,7 +49,12 @@ def configured(**changes: Any) -> RunConfig:
     return RunConfig.from_run_config(default_run_config() | changes)
 
 
-def made_up(questions: int, seed: int) -> GroupTable:
+def row_length(config: RunConfig) -> int:
+    """Return the length of a row of MiniLM's embeddings."""
+    return DIMENSION * len(embedding_parts(config.embedding_template))
+
+
+def made_up(questions: int, seed: int, length: int) -> GroupTable:
     """Return a group with random answers and embeddings and real numbers of options."""
     rng = np.random.default_rng(seed)
     share = np.array(list(OPTIONS.values()))
@@ -59,7 +64,7 @@ def made_up(questions: int, seed: int) -> GroupTable:
         for i, n in enumerate(sizes)
     ]
     first = {q.id: int(s) for q, s in zip(asked, sizes.cumsum() - sizes, strict=True)}
-    vectors = torch.from_numpy(rng.standard_normal((sizes.sum(), DIMENSION), dtype=np.float32))
+    vectors = torch.from_numpy(rng.standard_normal((sizes.sum(), length), dtype=np.float32))
     answers = {q: rng.dirichlet(np.ones(len(q.options))) for q in asked}
     return GroupTable.build(
         GroupPreferences(f"Group {seed}", answers), vectors, first,
@@ -86,10 +91,11 @@ def compared(ours: list[float], other: list[float]) -> dict[str, float]:
 def training_step(repeats: int) -> dict[str, float]:
     """Time forward, backward and Adam of the published architecture on the same episodes."""
     config = configured(**PUBLISHED)
-    predictor = initial_predictor(config, DIMENSION, "").train()
+    length = row_length(config)
+    predictor = initial_predictor(config, length, "").train()
     assert isinstance(predictor.network, PublishedNetwork)
     released = ReleasedNetwork(predictor.network, config.heads)
-    drawn = list(episodes(made_up(QUESTIONS, 0), config, np.random.default_rng(0), repeats))
+    drawn = list(episodes(made_up(QUESTIONS, 0, length), config, np.random.default_rng(0), repeats))
     apart = {"loss": 0.0, "gradient": 0.0}
     for context, targets in drawn[:3]:
         own = prediction_loss(predictor(context, targets), targets, config.loss)
@@ -130,11 +136,12 @@ def evaluation(architecture: str, sample: int, repeats: int) -> dict[str, float]
     own code; ours is our predictor, called for every question anew.
     """
     config = configured(**(PUBLISHED if architecture == "published" else {}))
-    predictor = initial_predictor(config, DIMENSION, "").eval()
-    network, table = predictor.network, made_up(QUESTIONS, 0)
+    length = row_length(config)
+    predictor = initial_predictor(config, length, "").eval()
+    network, table = predictor.network, made_up(QUESTIONS, 0, length)
     if isinstance(network, PluralisticNetwork):
         for prototype in range(config.prototypes):
-            answers = made_up(100, 1 + prototype)
+            answers = made_up(100, 1 + prototype, length)
             remember(network, answers.batch(range(100)), prototype=prototype, ridge=0.1)
     context, targets = np.arange(CONTEXT), np.arange(CONTEXT, QUESTIONS)
     shown, asked = table.batch(context), table.batch(targets).without_answers()

@@ -64,15 +64,15 @@ class Comparator:
     ticks: int = 1
 
 
-def comparators(workspace: Workspace, published: RunConfig | None = None) -> list[Comparator]:
+def comparators(workspace: Workspace, published: Workspace | None = None) -> list[Comparator]:
     """List all comparators, the references first.
 
     Parameters
     ----------
     workspace : Workspace
         Its config is that of the learned ones.
-    published : RunConfig or None
-        Config of the published recipe; None: leave it out.
+    published : Workspace or None
+        Of the published recipe, which embeds by a template of its own; None: leave it out.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def comparators(workspace: Workspace, published: RunConfig | None = None) -> lis
             ("published, centralised", baselines.centralised),
             ("published, federated", baselines.federated),
         ):
-            found.append(_trained(name, workspace, published, train))
+            found.append(_trained(name, published, published.config, train))
     return found
 
 

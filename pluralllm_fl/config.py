@@ -159,7 +159,8 @@ class RunConfig:
         parts = embedding_parts(self.embedding_template)
         _require("{question}" in parts[0] and "{option}" in parts[-1] and len(parts) <= 2,
                  "embedding_template", self.embedding_template,
-                 "a text with {question} and {option}, or two texts with '||' between")  # fmt: skip
+                 "a text with {question} and {option}, or two texts with '||' between, "
+                 "{option} in the second")  # fmt: skip
         for name in ("output_dir", "resume"):
             value = getattr(self, name)
             _require(not value or Path(value).is_absolute(), name, value,

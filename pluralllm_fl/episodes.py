@@ -23,7 +23,7 @@ class QuestionBatch:
     Parameters
     ----------
     embedding : Tensor, shape (N, embedding dim)
-        One vector per (question, option).
+        One row per (question, option).
     question : Tensor of int, shape (N,)
         Index 0..Q-1 of each option's question, non-decreasing.
     position : Tensor of int, shape (N,)

@@ -1,7 +1,7 @@
 """Our network: what the seen groups said, recalled from a memory and adapted to the group asked.
 
-Notation of docs/recipe.md: a question is a unit vector ``q``, the mean of its options' embeddings;
-an option is a vector ``d``: its deviation from that mean, of length 1, and the squares of that.
+Notation of docs/recipe.md: a question is a unit vector ``q``, an option is a vector ``d``: how it
+deviates from the mean of the question's options, of length 1, and the squares of that.
 """
 
 import math
@@ -61,7 +61,7 @@ class PluralisticNetwork(nn.Module):
 
     *Prior.* The prototypes' logits are averaged (a product of experts, as in distributed Gaussian
     processes, Deisenroth and Ng 2015, arXiv 1502.02843), weighted by coverage of the question
-    and by ``softmax`` of how well each agrees with the context.
+    and by ``softmax`` of how well each agrees with the context; flatter where none covers it.
 
     *Posterior.* The group asked differs from that by a Gaussian process over options, along the
     prototypes' differences and in the space of embeddings; the context answers condition it

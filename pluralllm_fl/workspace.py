@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pluralllm_fl.config import RunConfig
+from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding import TextEmbedder
@@ -137,11 +137,13 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
 def with_random_vectors(workspace: Workspace) -> Workspace:
     """Replace the language model by chance: what does its understanding of the texts add?
 
-    Every vector is a direction of the question's text plus a small one of the option's text,
+    Every question's text and every option's text has a direction. A row holds both side by side
+    where the template embeds them apart; else it is the question's plus a small one of the option,
     scaled to length 1. So equal texts are recognised as equal, and nothing else is.
     """
     rng = np.random.default_rng(workspace.config.seed)
-    dimension = workspace.vectors.shape[1]
+    parts = len(embedding_parts(workspace.config.embedding_template))
+    dimension = workspace.vectors.shape[1] // parts
 
     def draw(texts: set[str]) -> dict[str, FloatArray]:
         directions = rng.standard_normal((len(texts), dimension))
@@ -153,8 +155,13 @@ def with_random_vectors(workspace: Workspace) -> Workspace:
     option = draw({o for q in questions for o in q.options})
     vectors = np.zeros(workspace.vectors.shape)
     for q in questions:
-        rows = [question[q.text] + RANDOM_DEVIATION * option[o] for o in q.options]
+        about, options = question[q.text], np.array([option[o] for o in q.options])
+        if parts == 2:
+            rows = np.hstack([np.tile(about, (len(options), 1)), options])
+        else:
+            rows = about + RANDOM_DEVIATION * options
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         first = workspace.first_row[q.id]
-        vectors[first : first + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        vectors[first : first + len(rows)] = rows
     table = torch.from_numpy(vectors).to(workspace.vectors)
     return replace(workspace, vectors=table, embedding_fingerprint="random", _tables={})

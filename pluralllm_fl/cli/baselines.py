@@ -77,12 +77,15 @@ def _compare(config: RunConfig, published: RunConfig | None) -> dict[str, Any]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("embedding", total=None)
-        workspace = open_workspace(
-            config, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+
+        def embedded(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        workspace = open_workspace(config, embedded)
+        other = open_workspace(published, embedded) if published else None
         torch.set_num_threads(config.threads)  # the networks are small: more would only wait
         rows = []
-        for comparator in comparators(workspace, published):
+        for comparator in comparators(workspace, other):
             if not console.is_terminal:
                 labelled(console, "training", comparator.name)
             bar.reset(task, description=f"training {comparator.name}", total=comparator.ticks)

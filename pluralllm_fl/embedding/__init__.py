@@ -1,4 +1,4 @@
-"""Frozen language model -> one vector per (question, option), kept in a cache on disk.
+"""Frozen language model -> one row of vectors per (question, option), kept in a cache on disk.
 
 Reproducibility: vectors are read from the cache whenever they are there, so all runs on one
 machine see the same bits. Between caches, equal versions, hardware and usable cores give equal

@@ -96,14 +96,11 @@ class TextEmbedder:
     ) -> None:
         if pooling not in ("mean", "last"):
             raise EmbeddingError(f"embedding-pooling = {pooling!r}: must be 'mean' or 'last'.")
-        if set(_PLACEHOLDER.findall(template)) != {"{question}", "{option}"}:
+        self.parts = parts = embedding_parts(template)
+        if "{question}" not in parts[0] or "{option}" not in parts[-1] or len(parts) > 2:
             raise EmbeddingError(
-                f"embedding-template = {template!r}: must hold {{question}} and {{option}}."
-            )
-        self.parts = embedding_parts(template)
-        if len(self.parts) > 2 or "{option}" not in self.parts[-1]:
-            raise EmbeddingError(
-                f"embedding-template = {template!r}: at most one '||', and {{option}} behind it."
+                f"embedding-template = {template!r}: must be a text with {{question}} and "
+                "{option}, or two texts with '||' between, {option} in the second."
             )
         self.model = model
         self.pooling: Literal["mean", "last"] = pooling

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pluralllm_fl.cli import app
+from pluralllm_fl.config import app_directory
 from pluralllm_fl.embedding.models import PACKAGED
 
 pytestmark = pytest.mark.integration
@@ -53,6 +54,16 @@ def test_json_holds_every_comparator_scored_on_the_same_questions(tmp_path: Path
     assert rows["published, centralised"]["steps"] == 4
     assert {row["rounds"] for row in rows.values()} == {0, 2}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_recipe_reads_texts_by_its_own_template() -> None:
+    """Its line is what its recipe gives by itself, to the last bit."""
+    beside = json.loads(invoke("--published", "--json").stdout)["comparators"][-1]
+    recipe = app_directory() / "recipes" / "published.toml"
+    alone = json.loads(invoke("--recipe", str(recipe), "--json").stdout)["comparators"]
+    (federated,) = [row for row in alone if row["name"] == "federated"]
+    assert beside["name"] == "published, federated"
+    assert beside["unseen"] == federated["unseen"]
 
 
 def test_the_table_fits_a_terminal_and_leaves_the_published_recipe_out() -> None:

@@ -139,7 +139,7 @@ def test_an_evaluate_only_node_never_trains(answers: Path) -> None:
 def test_a_single_answer_cannot_be_read_off_the_scores(answers: Path) -> None:
     """With 19 of 20 answers as context the score would be that of one question."""
     node = LocalNode.from_context(context({"dataset-path": str(answers), "group": "Germany"}))
-    config = PredictorConfig.from_run_config(node.config, 384)
+    config = PredictorConfig.from_run_config(node.config, node.workspace.vectors.shape[1])
     arrays = ArrayRecord(PreferencePredictor(config).state_dict())
     scores = node.evaluate(arrays, {"seed": 0, "context-questions": 19})
     assert scores["all-questions"] == 0

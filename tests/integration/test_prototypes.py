@@ -44,7 +44,7 @@ pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
 
 MEMORY, COVERAGE, MIXING = "network.memory", "network.coverage", "network.mixing"
 # One prototype of MiniLM's 384 dimensions with 32 coverage features, and the mixing.
-OWN = {MEMORY: (1, 385, 768), COVERAGE: (1, 32), MIXING: (9,)}
+OWN = {MEMORY: (1, 385, 768), COVERAGE: (1, 32), MIXING: (10,)}
 VALUES = sum(math.prod(shape) for shape in OWN.values())
 
 
@@ -280,7 +280,7 @@ def test_what_int8_owes_to_one_prototype_is_not_paid_to_another(tmp_path: Path) 
     for folder in ("a", "b"):
         (own,) = deployment(tmp_path / folder, ("Peru",))
         nodes.append(LocalNode.from_context(context(own)))
-    predictor = initial_predictor(nodes[0].config, 384, "")
+    predictor = initial_predictor(nodes[0].config, nodes[0].workspace.vectors.shape[1], "")
     start = ArrayRecord(predictor.state_dict())
 
     def train(node: LocalNode, server_round: int, prototype: int) -> dict[str, bytes]:

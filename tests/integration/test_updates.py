@@ -242,7 +242,7 @@ def test_state_dir_must_be_absolute(tmp_path: Path) -> None:
 def test_odd_orders_are_refused(tmp_path: Path, orders: dict[str, Any], message: str) -> None:
     (own,) = deployment(tmp_path / "a", ("Peru",))
     node = LocalNode.from_context(context(own))
-    config = PredictorConfig.from_run_config(node.config, 384)
+    config = PredictorConfig.from_run_config(node.config, node.workspace.vectors.shape[1])
     arrays = ArrayRecord(PreferencePredictor(config).state_dict())
     usual = {"server-round": 1, "learning-rate": 1e-3, "local-steps": 1, "seed": 0}
     with pytest.raises(ConfigError, match=message):

@@ -142,6 +142,13 @@ def test_values_are_read_like_toml_or_taken_as_text(
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize("template", ["{option}||{question}", "{question}||{option}||"])
+def test_a_wrong_embedding_template_is_told(template: str) -> None:
+    result = invoke("simulate", *SMALL, "--set", f"embedding-template={template}")
+    assert result.exit_code == 2
+    assert "'||' between, {option} in the second" in " ".join(result.output.split())
+
+
 def test_paths_become_absolute_and_names_stay(tmp_path: Path) -> None:
     (tmp_path / "synthetic").mkdir()
     config = gather(None, {"dataset": "synthetic"}, ["embedding-cache=cache"])

@@ -6,6 +6,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -19,7 +20,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.embedding import EmbeddingTable, TextEmbedder
+from pluralllm_fl.embedding.embedder import DEFAULT_TEMPLATE
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, EmbeddingError
 from pluralllm_fl.preferences import Question
@@ -29,12 +32,17 @@ pytestmark = pytest.mark.fast
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", "A", ".", "yes", "no", "maybe", "never", "{", "}"]
 MAX_TOKENS = 24
+JOINT = "{question}\n\nA. {option}"
 QUESTIONS = [
     Question("a b c", ("yes", "no")),
     Question("d", ("yes", "no", "maybe")),
     Question("e f g h i j k", ("never", "maybe a b c d e")),
     Question("a b c", ("yes", "never")),
 ]
+WRONG_TEMPLATES = [
+    "{question} {}", "{option}", "{option}||{question}", "{question}||", "||{question} {option}",
+    "{option}||{question} {option}", "{question}||{option}||", "{question}||and||{option}",
+]  # fmt: skip
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec(PACKAGED) is None, reason="the extra 'offline' is not installed"
 )
@@ -109,13 +117,35 @@ def stored(cache_dir: Path) -> int:
 @pytest.mark.parametrize("kind", ["causal", "encoder", "encoder-decoder"])
 def test_equals_naive_loop(tmp_path: Path, kind: str, pooling: Any) -> None:
     model = build_model(tmp_path / "model", kind)
-    embedder = TextEmbedder(str(model), pooling, cache_dir=tmp_path / "cache")
-    table = embedder.embed(QUESTIONS)
-    expected = naive(model, [text(q.text, o) for q in QUESTIONS for o in q.options], pooling)
-    assert table.vectors.dtype == np.float32
-    assert embedder.dimension == 16
-    np.testing.assert_allclose(table.vectors, expected, atol=1e-5)
-    assert [table.first_row[q.id] for q in QUESTIONS] == [0, 2, 5, 7]
+    pairs = [(q.text, o) for q in QUESTIONS for o in q.options]
+    joint = TextEmbedder(str(model), pooling, JOINT, tmp_path / "cache")
+    apart = TextEmbedder(str(model), pooling, "A {question}||{option} .", tmp_path / "cache")
+    both = [[f"A {q}" for q, _ in pairs], [f"{o} ." for _, o in pairs]]
+    expected = {
+        joint: naive(model, [text(*pair) for pair in pairs], pooling),
+        apart: np.hstack([naive(model, texts, pooling) for texts in both]),
+    }
+    for embedder, vectors in expected.items():
+        table = embedder.embed(QUESTIONS)
+        assert table.vectors.dtype == np.float32
+        assert embedder.dimension == vectors.shape[1]
+        np.testing.assert_allclose(table.vectors, vectors, atol=1e-5)
+        assert [table.first_row[q.id] for q in QUESTIONS] == [0, 2, 5, 7]
+    assert (joint.dimension, apart.dimension) == (16, 32)
+    assert joint.fingerprint == apart.fingerprint  # of the language model, whatever it reads
+
+
+def test_a_text_of_several_questions_is_embedded_once(causal: Path, tmp_path: Path) -> None:
+    asked = [Question(f"{a} {b}", ("yes", "no", "maybe")) for a in "abc" for b in "def"]
+    table = TextEmbedder(str(causal), cache_dir=tmp_path).embed(asked)
+    assert stored(tmp_path) == len(asked) + 3
+    first = rows(table, asked[0])
+    for question in asked:
+        own = rows(table, question)
+        np.testing.assert_array_equal(own[:, 16:], first[:, 16:])
+        np.testing.assert_array_equal(own[:, :16], own[[0, 0, 0], :16])
+    TextEmbedder(str(causal), template=JOINT, cache_dir=tmp_path / "joint").embed(asked)
+    assert stored(tmp_path / "joint") == 3 * len(asked)
 
 
 def test_order_repetition_and_subsets_do_not_matter(causal: Path, tmp_path: Path) -> None:
@@ -126,12 +156,12 @@ def test_order_repetition_and_subsets_do_not_matter(causal: Path, tmp_path: Path
     for question in QUESTIONS:
         np.testing.assert_array_equal(rows(one, question), rows(other, question))
     np.testing.assert_allclose(rows(part, QUESTIONS[0]), rows(one, QUESTIONS[0]), atol=1e-5)
-    assert stored(tmp_path / "one") == 8  # "a b c" with "yes" is one text of two questions
+    assert stored(tmp_path / "one") == 8  # texts: 3 of questions and 5 of options
 
 
 def test_no_question_gives_an_empty_table(causal: Path, tmp_path: Path) -> None:
     table = TextEmbedder(str(causal), cache_dir=tmp_path).embed([])
-    assert table.vectors.shape == (0, 16)
+    assert table.vectors.shape == (0, 32)
 
 
 def test_cached_texts_need_no_language_model(causal: Path, tmp_path: Path) -> None:
@@ -152,7 +182,7 @@ def test_cached_texts_need_no_language_model(causal: Path, tmp_path: Path) -> No
     )
     answer = run(script, str(causal), str(tmp_path))
     expected = rows(table, QUESTIONS[0]).tobytes().hex()
-    assert answer.stdout.split() == [first.fingerprint, "16", expected]
+    assert answer.stdout.split() == [first.fingerprint, "32", expected]
 
 
 def test_the_model_is_loaded_once(
@@ -190,7 +220,7 @@ def test_threads_of_the_caller_do_not_change_a_bit(
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            embedder = TextEmbedder(cache_dir=tmp_path / str(threads))
+            embedder = TextEmbedder(template=JOINT, cache_dir=tmp_path / str(threads))
             vectors.append(embedder.embed(questions).vectors.tobytes())
             assert torch.get_num_threads() == threads
     finally:
@@ -205,10 +235,10 @@ def test_the_other_texts_do_not_change_a_bit(tmp_path: Path) -> None:
         Question("tax " * length + str(number), ("yes", "no", "I do not know"))
         for length, number in itertools.product((3, 8, 20, 60), range(20))
     ]
-    whole = TextEmbedder(cache_dir=tmp_path / "whole").embed(questions)
+    whole = TextEmbedder(template=JOINT, cache_dir=tmp_path / "whole").embed(questions)
     for step in (3, 17):
         some = questions[::step]
-        table = TextEmbedder(cache_dir=tmp_path / str(step)).embed(some)
+        table = TextEmbedder(template=JOINT, cache_dir=tmp_path / str(step)).embed(some)
         assert all((rows(table, q) == rows(whole, q)).all() for q in some)
 
 
@@ -279,8 +309,11 @@ def test_fingerprint_follows_content_and_settings(causal: Path, tmp_path: Path) 
 
 def test_braces_are_plain_text(causal: Path, tmp_path: Path) -> None:
     embedder = TextEmbedder(str(causal), template="{option} {{a}} {question}", cache_dir=tmp_path)
-    assert embedder.render("{option} {0} {", "{question} }") == "{question} } {{a}} {option} {0} {"
+    texts = embedder.render("{option} {0} {", "{question} }")
+    assert texts == ["{question} } {{a}} {option} {0} {"]
     embedder.embed([Question("{option} {x!r}", ("{question}", "{", "}"))])
+    apart = TextEmbedder(str(causal), template="{question} {{a}}||{option}", cache_dir=tmp_path)
+    assert apart.render("{option} || {", "{question}||") == ["{option} || { {{a}}", "{question}||"]
 
 
 @pytest.mark.parametrize(
@@ -305,11 +338,31 @@ def test_long_questions_keep_their_options_apart(
     assert "2 of 2 texts" in caplog.text
 
 
-def test_wrong_arguments() -> None:
+def test_a_long_question_leaves_options_apart_from_it_whole(causal: Path, tmp_path: Path) -> None:
+    words = list("abcdefghijklm") * 10
+    vectors = (
+        TextEmbedder(str(causal), cache_dir=tmp_path)
+        .embed([Question(" ".join(words), ("yes", "no"))])
+        .vectors
+    )
+    question = naive(causal, [" ".join(words[-MAX_TOKENS:])] * 2, "mean")
+    expected = np.hstack([question, naive(causal, ["yes", "no"], "mean")])
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_wrong_pooling() -> None:
     with pytest.raises(EmbeddingError, match="embedding-pooling"):
         TextEmbedder(pooling="max")  # type: ignore[arg-type]
-    with pytest.raises(EmbeddingError, match="embedding-template"):
-        TextEmbedder(template="{question} {}")
+
+
+@pytest.mark.parametrize("template", WRONG_TEMPLATES)
+def test_wrong_templates_are_refused_alike_by_config_and_embedder(template: str) -> None:
+    values = default_run_config() | {"embedding-template": template}
+    told = rf"embedding-template = {re.escape(repr(template))}.*'\|\|' between, {{option}} in"
+    with pytest.raises(EmbeddingError, match=told):
+        TextEmbedder(template=template)
+    with pytest.raises(ConfigError, match=told):
+        RunConfig.from_run_config(values)
 
 
 def test_unusable_device(causal: Path, tmp_path: Path) -> None:
@@ -397,7 +450,7 @@ def test_full_disk(causal: Path, tmp_path: Path) -> None:
     )
     assert "embedding-cache" in run(script, str(causal), str(tmp_path)).stdout
     table = TextEmbedder(str(causal), cache_dir=tmp_path).embed(QUESTIONS)
-    assert table.vectors.shape == (9, 16)
+    assert table.vectors.shape == (9, 32)
 
 
 @pytest.mark.parametrize(
@@ -482,10 +535,11 @@ def test_default_model_equals_sentence_transformers_convention(tmp_path: Path) -
     ]
     embedder = TextEmbedder(cache_dir=tmp_path)
     table = embedder.embed(questions)
-    texts = [text(q.text, o) for q in questions for o in q.options]
+    pairs = [(q.text, o) for q in questions for o in q.options]
     folder = Path(str(importlib.util.find_spec(PACKAGED).origin)).parent / "model"  # type: ignore[union-attr]
-    np.testing.assert_allclose(table.vectors, naive(folder, texts, "mean"), atol=1e-5)
-    assert embedder.dimension == 384
+    both = [naive(folder, list(texts), "mean") for texts in zip(*pairs, strict=True)]
+    np.testing.assert_allclose(table.vectors, np.hstack(both), atol=1e-5)
+    assert embedder.dimension == 2 * 384
 
 
 @needs_minilm
@@ -508,9 +562,11 @@ def test_default_model_understands(tmp_path: Path) -> None:
 def test_default_model_takes_long_and_odd_texts(tmp_path: Path) -> None:
     long = "Понимаете ли вы этот вопрос? " * 180  # over 5,000 characters
     odd = Question("\u202eعكس\u202c \x00 \ufeff", ("\U0001f600" * 50, "é", "e\u0301"))
-    vectors = TextEmbedder(cache_dir=tmp_path).embed([Question(long, ("Да", "Нет")), odd]).vectors
-    assert np.isfinite(vectors).all()
-    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+    for template in (JOINT, DEFAULT_TEMPLATE):
+        embedder = TextEmbedder(template=template, cache_dir=tmp_path)
+        vectors = embedder.embed([Question(long, ("Да", "Нет")), odd]).vectors
+        assert np.isfinite(vectors).all()
+        assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
 @needs_minilm
@@ -574,7 +630,7 @@ def test_gguf(tmp_path: Path, pooling: Any) -> None:
     pytest.importorskip("accelerate", reason="the extra 'gguf' is not installed")
     path = build_gguf(tmp_path / "tiny.gguf")
     question = Question("Trust the government?", ("yes", "no"))
-    embedder = TextEmbedder(str(path), pooling, cache_dir=tmp_path)
+    embedder = TextEmbedder(str(path), pooling, JOINT, tmp_path)
     table = embedder.embed([question])
     texts = [text(question.text, option) for option in question.options]
     expected = naive(tmp_path, texts, pooling, gguf_file=path.name)

@@ -1,5 +1,7 @@
 """Memory and posterior against explicit linear algebra and the conditions of the optimum."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,35 @@ def features(batch: QuestionBatch) -> tuple[np.ndarray, np.ndarray]:
         questions.append(mean / np.linalg.norm(mean))
         options.append(np.hstack([deviation, squares]))
     return np.array(questions), np.concatenate(options)
+
+
+def side_by_side(first: QuestionBatch, second: QuestionBatch) -> QuestionBatch:
+    return replace(second, embedding=torch.cat([first.embedding, second.embedding], dim=1))
+
+
+def test_of_two_vectors_in_a_row_the_first_is_the_questions_and_the_last_the_options() -> None:
+    result, batch = network(filled=0), tiny_table().batch(range(15))
+    other = replace(batch, embedding=batch.embedding.flip(0))
+    question, option = result.represent(side_by_side(other, batch))
+    assert torch.equal(question, result.represent(other)[0])
+    assert torch.equal(option, result.represent(batch)[1])
+
+
+def test_a_vector_twice_in_a_row_says_what_it_says_once() -> None:
+    once, twice = network(filled=0), network(filled=0)
+    for prototype in range(2):
+        answers = tiny_table(seed=prototype).batch(range(50))
+        remember(once, answers, prototype=prototype, ridge=0.1)
+        remember(twice, side_by_side(answers, answers), prototype=prototype, ridge=0.1)
+    assert torch.equal(once.memory, twice.memory)
+    assert torch.equal(once.coverage, twice.coverage)
+    table = tiny_table(seed=7)
+    context, targets = table.batch(range(20)), table.batch(range(20, 60))
+    with torch.no_grad():
+        expected = once.score(once.encode_context(context), targets)[0]
+        encoded = twice.encode_context(side_by_side(context, context))
+        found = twice.score(encoded, side_by_side(targets, targets))[0]
+    assert torch.equal(found, expected)
 
 
 def test_a_prototype_is_the_ridge_solution() -> None:
@@ -148,11 +179,48 @@ def test_the_prototype_that_agrees_with_the_context_wins() -> None:
         assert float(weight.sum()) == pytest.approx(1)
 
 
-def test_without_any_memory_the_prior_is_uniform() -> None:
-    result = network(filled=0)
-    with torch.no_grad():
-        logits, _ = result.score(result.encode_context(None), tiny_table().batch(range(10)))
+@given(
+    parts=st.lists(st.floats(1e-6, 1), min_size=2, max_size=2).map(sorted),
+    familiarity=st.floats(-1, 1),
+)
+def test_the_less_a_question_is_covered_the_nearer_is_the_prior_to_uniform(
+    parts: list[float], familiarity: float
+) -> None:
+    """By the divergence from uniform; at the least coverage the logits are a known fraction."""
+    result, targets = network(filled=1), tiny_table().batch(range(40, 60))
+    place = list(pluralistic.MIXING).index("familiarity")
+    full = result.coverage.detach().clone()
+
+    @torch.no_grad()
+    def prior(part: float) -> tuple[torch.Tensor, torch.Tensor]:
+        result.mixing[place] = familiarity
+        result.coverage.copy_(full * part)
+        logits, _ = result.score(result.encode_context(None), targets)
+        padded = targets.pad(logits).masked_fill(~targets.mask, -torch.inf)
+        p = targets.flatten(padded.softmax(dim=1))
+        excess = p * (p * targets.size[targets.question]).log()
+        return logits, targets.pad(excess).sum(1)
+
+    (_, low), (_, high) = map(prior, parts)
+    assert bool((low <= high + 1e-5).all())
+    recalled = result.recall(targets).logits[:, 0]
+    least = pluralistic.LEAST_COVERAGE ** np.exp(familiarity)
+    torch.testing.assert_close(prior(1e-6)[0], recalled * least, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("hidden", [None, 0])
+def test_without_any_memory_the_prior_is_uniform(hidden: int | None) -> None:
+    """Before the first aggregate, and where the only prototype is the group's own."""
+    result, table = network(filled=0 if hidden is None else 1), tiny_table()
+    targets = table.batch(range(10))
+    with torch.no_grad(), result.without(hidden):
+        recall = result.recall(targets)
+        logits, _ = result.score(result.encode_context(None), targets)
+        told, _ = result.score(result.encode_context(table.batch(range(20))), targets)
     assert float(logits.abs().max()) == 0
+    assert float(recall.logits.abs().max()) == 0
+    assert bool((recall.coverage == pluralistic.LEAST_COVERAGE).all())
+    assert float(told.abs().max()) > 0.1  # the context counts all the same
 
 
 def test_a_long_context_is_cut_to_the_same_questions_in_any_order(

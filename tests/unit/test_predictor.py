@@ -18,16 +18,19 @@ from tests.tiny import DIMENSION, tiny_table
 pytestmark = pytest.mark.fast
 
 
-@pytest.fixture(params=["pluralistic", "published"])
+JOINT, APART = "{question} {option}", "{question}||{option}"
+
+
+@pytest.fixture(params=[("pluralistic", APART), ("pluralistic", JOINT), ("published", JOINT)])
 def predictor(request: pytest.FixtureRequest) -> PreferencePredictor:
-    return build(request.param)
+    return build(*request.param)
 
 
-def build(architecture: str) -> PreferencePredictor:
+def build(architecture: str, template: str = APART) -> PreferencePredictor:
     torch.manual_seed(3)
     config = PredictorConfig(
         architecture=architecture, embedding_dim=DIMENSION, width=32, layers=2, feed_forward=48,
-        prototypes=3, coverage_features=64,
+        prototypes=3, coverage_features=64, embedding_template=template,
     )  # fmt: skip
     predictor = PreferencePredictor(config).eval()
     if isinstance(predictor.network, PluralisticNetwork):
@@ -46,6 +49,12 @@ def shuffle_options(batch: QuestionBatch, seed: int) -> tuple[QuestionBatch, tor
     return replace(
         batch, embedding=batch.embedding[order], distribution=batch.distribution[order]
     ), order
+
+
+def test_a_prototype_is_as_large_as_one_vector_of_the_language_model() -> None:
+    for template, dimension in ((JOINT, DIMENSION), (APART, DIMENSION // 2)):
+        network = build("pluralistic", template).network
+        assert network.memory.shape == (3, dimension + 1, 2 * dimension)
 
 
 def test_order_of_context_questions_does_not_matter(predictor: PreferencePredictor) -> None:

@@ -255,28 +255,52 @@ def test_held_out_answers_are_not_read(build: Callable[[Workspace], Reference]) 
     np.testing.assert_array_equal(*results)
 
 
-def test_random_vectors_know_equal_texts_and_nothing_else() -> None:
-    """With many dimensions, vectors drawn apart are nearly orthogonal."""
+def at_random(template: str, dimension: int) -> tuple[Array, Array, Array]:
+    """Return the random vectors of three questions with two options each."""
     words = [("press", "Yes", "No"), ("press", "No", "Maybe"), ("court", "Yes", "No")]
     asked = [Question(f"Trust the {text}?", tuple(options)) for text, *options in words]
     answers = {q: np.array([0.5, 0.5]) for q in asked}
     dataset = PreferenceDataset("texts", {"A": GroupPreferences("A", answers)})
     first = {q.id: 2 * i for i, q in enumerate(dataset.questions)}
-    workspace = Workspace(CONFIG, dataset, ("A",), (), torch.zeros(6, 2000), first, "model")
+    config = dataclasses.replace(CONFIG, embedding_template=template)
+    table = torch.zeros(6, dimension)
+    workspace = Workspace(config, dataset, ("A",), (), table, first, "model")
     random = with_random_vectors(workspace)
+    assert random.embedding_fingerprint != workspace.embedding_fingerprint
     vectors = random.vectors.numpy()
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     np.testing.assert_array_equal(vectors, with_random_vectors(workspace).vectors)
     press, again, court = (vectors[first[q.id] : first[q.id] + 2] for q in asked)
+    return press, again, court
 
-    def cosine(a: Array, b: Array) -> float:
-        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
+def cosine(a: Array, b: Array) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_random_vectors_of_texts_apart_are_one_for_each_text() -> None:
+    """With many dimensions, vectors drawn apart are nearly orthogonal."""
+    press, again, court = at_random("{question}||{option}", 4000)
+    (question, yes), (same, no) = np.split(press[0], 2), np.split(press[1], 2)
+    (third, maybe) = np.split(again[1], 2)
+    other = court[0, :2000]
+    np.testing.assert_array_equal([same, third], [question, question])
+    np.testing.assert_array_equal(again[0], press[1])
+    np.testing.assert_array_equal(court[:, 2000:], [yes, no])
+    np.testing.assert_array_equal(court[1, :2000], other)
+    texts = [question, other, yes, no, maybe]
+    similar = np.array([[cosine(a, b) for b in texts] for a in texts])
+    np.testing.assert_allclose(similar, np.eye(5), atol=0.1)
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-6)
+
+
+def test_random_vectors_know_equal_texts_and_nothing_else() -> None:
+    press, again, court = at_random("{question} {option}", 2000)
+    for vectors in (press, again, court):
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert cosine(press.mean(0), again.mean(0)) > 0.95
     assert abs(cosine(press.mean(0), court.mean(0))) < 0.1
     assert cosine(press[0] - press[1], court[0] - court[1]) > 0.95
     assert cosine(press[0] - press[1], again[1] - again[0]) < 0.6  # they share one of two options
-    assert random.embedding_fingerprint != workspace.embedding_fingerprint
 
 
 def test_random_vectors_reach_the_tables() -> None:

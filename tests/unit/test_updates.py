@@ -227,7 +227,7 @@ def owning(seed: int, prototypes: int = 3) -> Arrays:
     shapes = {
         "network.memory": (prototypes, 5, 70),
         "network.coverage": (prototypes, 8),
-        "network.mixing": (9,),
+        "network.mixing": (10,),
     }
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
@@ -239,7 +239,7 @@ def test_a_nodes_own_part_is_one_entry_of_what_prototypes_own(prototypes: int, m
     assert list(part) == list(whole)
     assert part["network.memory"].shape == (1, 5, 70)
     assert part["network.coverage"].shape == (1, 8)
-    assert updates.size(part) == 5 * 70 + 8 + 9
+    assert updates.size(part) == 5 * 70 + 8 + 10
     np.testing.assert_array_equal(part["network.memory"][0], whole["network.memory"][mine])
     np.testing.assert_array_equal(part["network.coverage"][0], whole["network.coverage"][mine])
     np.testing.assert_array_equal(part["network.mixing"], whole["network.mixing"])
