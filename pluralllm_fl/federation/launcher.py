@@ -343,6 +343,8 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
+        # Else glibc keeps the replies of a round in its heap, and memory creeps up.
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         **ray,
         "RAY_USAGE_STATS_ENABLED": "0",
