@@ -66,13 +66,13 @@ def megabytes_up(predictor: PreferencePredictor) -> float:
     return 4e-6 * float(sum(value.numel() for value in sent))
 
 
-def to_reach(result: Run, target: float) -> dict[str, float] | None:
+def to_reach(result: Run, target: float) -> dict[str, float | None] | None:
     """Return the first evaluated round at the target, with its seconds and megabytes up."""
     for point in result["curve"]:
         if point["unseen"] >= target:
             rounds = point["round"]
             megabytes = rounds * result["megabytes_a_round"]
-            return {"rounds": rounds, "seconds": point["seconds"], "megabytes": megabytes}
+            return {"rounds": rounds, "seconds": point.get("seconds"), "megabytes": megabytes}
     return None
 
 
@@ -102,7 +102,8 @@ def rows(store: Store) -> dict[str, dict[str, Any]]:
     runs = next(runs for runs in store.runs.values() if runs)
     measures: dict[str, Measure] = {name: measured(name) for name in runs[0]["measures"]}
     measures |= {f"context gain, {size} questions, mean of draws": gain(size) for size in (20, 100)}
-    measures["seconds of training"] = lambda result: result["curve"][-1].get("seconds")
+    if all("seconds" in run["curve"][-1] for recipe in store.runs.values() for run in recipe):
+        measures["seconds of training"] = lambda result: result["curve"][-1]["seconds"]
     pairs = [pair for pair in COMPARED if set(pair) <= set(store.runs)]
     return {
         label: {name: store.over_seeds(name, measure) for name in store.runs}
