@@ -34,7 +34,7 @@ MOST_CONTEXT_OPTIONS = 4000  # conditioning solves a dense system: 64 MB a matri
 SQUARES = math.sqrt(0.5)  # weight of an option's squares
 COVERAGE_SCALE = math.sqrt(10.0)
 LEAST_COVERAGE = 0.02
-EVENING = 4
+EVENING = 4  # exponent by which weights even out where no prototype knows the question
 NEWTON_STEPS = 7
 LONGEST_STEP = 2.0  # in logits
 
@@ -111,10 +111,8 @@ class PluralisticNetwork(nn.Module):
         The squares let a prototype tell options apart that lie in opposite directions alike.
         """
         dim = self.memory.shape[1] - 1
-        x, option = batch.embedding[:, :dim], batch.embedding[:, -dim:]
-        deviation = F.normalize(centred(option, batch), dim=1)
+        question, deviation = directions(batch, dim)
         squares = F.normalize(deviation.square() - 1 / dim, dim=1) * SQUARES
-        question = F.normalize(question_mean(x, batch), dim=1)
         return question, torch.cat([deviation, squares], dim=1)
 
     def cover(self, question: Tensor) -> Tensor:
@@ -222,6 +220,16 @@ def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
         normal, lengths = torch.randn(2, dimension, dimension, generator=generator)
         blocks.append(torch.linalg.qr(normal).Q * lengths.norm(dim=1, keepdim=True))
     return torch.cat(blocks)[:number]
+
+
+def directions(batch: QuestionBatch, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the unit vectors of questions (Q, dim) and of options' deviations (N, dim).
+
+    A row holds one vector of length `dim`, which stands for question and option, or two.
+    """
+    question, option = batch.embedding[:, :dim], batch.embedding[:, -dim:]
+    mean = question_mean(question, batch)
+    return F.normalize(mean, dim=1), F.normalize(centred(option, batch), dim=1)
 
 
 def question_mean(flat: Tensor, batch: QuestionBatch) -> Tensor:

@@ -16,6 +16,7 @@ from pluralllm_fl.episodes import GroupTable, IntArray, QuestionBatch
 from pluralllm_fl.memory import MOST_OPTIONS, SMALLEST_SHARE
 from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.optimizer import FlatAdamW
+from pluralllm_fl.pluralistic import BIAS, centred, directions, question_mean
 from pluralllm_fl.references import Reference, option_rows, question_rows, seen_answers
 from pluralllm_fl.workspace import Workspace
 
@@ -53,9 +54,9 @@ def ridge_probe(workspace: Workspace) -> Reference:
     questions, shares = _at_most(pooled(workspace), MOST_OPTIONS)
     known = ~shares.isnan()
     logarithm = (shares.nan_to_num() + SMALLEST_SHARE).log()
-    wanted = (logarithm * known).sum(1) / known.sum(1)
-    wanted = wanted - _question_mean(wanted, questions)[questions.question]
-    biased, option = features(questions)
+    wanted = centred((logarithm * known).sum(1) / known.sum(1), questions)
+    dim = workspace.dimension
+    biased, option = features(questions, dim)
     rows = biased[questions.question]
     gram = (rows @ rows.T).mul_(option @ option.T)
     gram.diagonal().add_(workspace.config.memory_ridge / known.sum(1))
@@ -64,7 +65,7 @@ def ridge_probe(workspace: Workspace) -> Reference:
 
     def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
         batch = table.batch(targets)
-        biased, option = features(batch)
+        biased, option = features(batch, dim)
         scores = ((biased @ matrix)[batch.question] * option).sum(1)
         return _as_array(_log_softmax(scores, batch).exp())
 
@@ -75,15 +76,15 @@ def mlp_probe(workspace: Workspace) -> Reference:
     """Train one hidden layer on ``[√½, q, d]`` by the cross-entropy within questions."""
     questions, shares = pooled(workspace)
     answered = (~shares.isnan()).sum(1).to(shares)
-    weight = _question_mean(answered, questions)  # groups that answered each question
+    weight = question_mean(answered, questions)  # groups that answered each question
     questions = replace(questions, distribution=shares.nansum(1) / answered)
     torch.manual_seed(workspace.config.seed)
-    dimension = 2 * workspace.vectors.shape[1] + 1
-    layers = nn.Sequential(nn.Linear(dimension, MLP_WIDTH), nn.ReLU(), nn.Linear(MLP_WIDTH, 1))
+    dim = workspace.dimension
+    layers = nn.Sequential(nn.Linear(2 * dim + 1, MLP_WIDTH), nn.ReLU(), nn.Linear(MLP_WIDTH, 1))
     layers.to(workspace.vectors.device)
 
     def log_probability(batch: QuestionBatch) -> Tensor:
-        biased, option = features(batch)
+        biased, option = features(batch, dim)
         scores = layers(torch.cat([biased[batch.question], option], dim=1))[:, 0]
         return _log_softmax(scores, batch)
 
@@ -104,17 +105,10 @@ def mlp_probe(workspace: Workspace) -> Reference:
     return predict
 
 
-def features(batch: QuestionBatch) -> tuple[Tensor, Tensor]:
-    """Return ``[√½, q]`` (Q, 1 + dim) and ``d`` (N, dim).
-
-    ``q`` is the question's mean vector, scaled to length 1; ``d`` the option's deviation from it,
-    scaled so that the mean square length within the question is 1.
-    """
-    mean = _question_mean(batch.embedding, batch)
-    deviation = batch.embedding - mean[batch.question]
-    length = _question_mean(deviation.square().sum(1), batch).sqrt().clamp(min=1e-12)
-    biased = F.pad(F.normalize(mean, dim=1), (1, 0), value=0.5**0.5)
-    return biased, deviation / length[batch.question, None]
+def features(batch: QuestionBatch, dim: int) -> tuple[Tensor, Tensor]:
+    """Return ``[√½, q]`` (Q, 1 + dim) and ``d`` (N, dim), as the network has them."""
+    question, deviation = directions(batch, dim)
+    return F.pad(question, (1, 0), value=BIAS), deviation
 
 
 def _at_most(data: Pooled, options: int) -> Pooled:
@@ -123,11 +117,6 @@ def _at_most(data: Pooled, options: int) -> Pooled:
     kept = torch.arange(number, device=data.shares.device)
     rows = data.questions.question < number
     return Pooled(data.questions.select(kept), data.shares[rows])
-
-
-def _question_mean(flat: Tensor, batch: QuestionBatch) -> Tensor:
-    total = flat.new_zeros(len(batch), *flat.shape[1:]).index_add(0, batch.question, flat)
-    return total / batch.size.view(-1, *[1] * (flat.dim() - 1))
 
 
 def _log_softmax(scores: Tensor, batch: QuestionBatch) -> Tensor:

@@ -75,18 +75,20 @@ def nearest_question(workspace: Workspace) -> Reference:
 
     Nearest by the cosine of question vectors among those with as many options, a training question
     itself being its own nearest. Options are matched by the assignment with the largest sum of
-    inner products.
+    inner products of option vectors. Where the template embeds questions and options apart, these
+    are the two halves of a row; else rows are option vectors, and their means question vectors.
     """
     answers = seen_answers(workspace, "train")
     vectors = workspace.vectors.double().cpu().numpy()
+    about, option = vectors[:, : workspace.dimension], vectors[:, -workspace.dimension :]
     first, size = question_rows(workspace)
-    direction = _directions(vectors, first, size)
+    direction = _directions(about, first, size)
 
     def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
         mean = weighted_mean(answers, _others(workspace, table.group))
         known = np.flatnonzero(~np.isnan(mean[first]))
         own_first, own_size = table.first_row[targets], table.size[targets]
-        cosine = _directions(vectors, own_first, own_size) @ direction[known].T
+        cosine = _directions(about, own_first, own_size) @ direction[known].T
         cosine[own_size[:, None] != size[known]] = -np.inf
         cosine[own_first[:, None] == first[known]] = np.inf
         predicted = []
@@ -95,7 +97,7 @@ def nearest_question(workspace: Workspace) -> Reference:
                 predicted.append(np.full(options, 1 / options))
                 continue
             rows = first[known[row.argmax()]] + np.arange(options)
-            similar = vectors[start : start + options] @ vectors[rows].T
+            similar = option[start : start + options] @ option[rows].T
             predicted.append(mean[rows][linear_sum_assignment(similar, maximize=True)[1]])
         return np.concatenate(predicted) if predicted else np.zeros(0)
 

@@ -53,6 +53,14 @@ class Workspace:
         """Seen groups, then unseen: the order of a simulation's partitions."""
         return self.seen + self.unseen
 
+    @property
+    def dimension(self) -> int:
+        """Length of one vector of the language model; rows hold as many as the template has texts.
+
+        The first of a row stands for the question, the last for the option.
+        """
+        return self.vectors.shape[1] // len(embedding_parts(self.config.embedding_template))
+
     def role(self, group: str) -> Role:
         """Return whether a group trains or is only evaluated."""
         return "train" if group in self.seen else "evaluate"
@@ -142,8 +150,7 @@ def with_random_vectors(workspace: Workspace) -> Workspace:
     scaled to length 1. So equal texts are recognised as equal, and nothing else is.
     """
     rng = np.random.default_rng(workspace.config.seed)
-    parts = len(embedding_parts(workspace.config.embedding_template))
-    dimension = workspace.vectors.shape[1] // parts
+    dimension = workspace.dimension
 
     def draw(texts: set[str]) -> dict[str, FloatArray]:
         directions = rng.standard_normal((len(texts), dimension))
@@ -156,7 +163,7 @@ def with_random_vectors(workspace: Workspace) -> Workspace:
     vectors = np.zeros(workspace.vectors.shape)
     for q in questions:
         about, options = question[q.text], np.array([option[o] for o in q.options])
-        if parts == 2:
+        if dimension < workspace.vectors.shape[1]:
             rows = np.hstack([np.tile(about, (len(options), 1)), options])
         else:
             rows = about + RANDOM_DEVIATION * options

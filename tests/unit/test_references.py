@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation import context_and_targets
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
 from pluralllm_fl.probes import mlp_probe, ridge_probe
@@ -25,12 +26,16 @@ from pluralllm_fl.references import (
     uniform,
 )
 from pluralllm_fl.workspace import Workspace, with_random_vectors
-from tests.survey import CONFIG, SEEN, UNSEEN, spoiled, survey
+from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, spoiled, survey
 
 pytestmark = pytest.mark.fast
 
 Array = NDArray[np.float64]
 SHOWN = CONFIG.context_questions
+JOINT = dataclasses.replace(CONFIG, embedding_template="{question} {option}")
+both_templates = pytest.mark.parametrize(
+    ("config", "dim"), [(CONFIG, DIMENSION // 2), (JOINT, DIMENSION)], ids=["two parts", "one"]
+)
 
 
 def ask(workspace: Workspace, reference: Reference, group: str) -> dict[Question, Array]:
@@ -51,6 +56,13 @@ def held(workspace: Workspace, question: Question, *, without: str, split: str =
             if not split or table.split[place] == split:
                 found.append(answers[question])
     return found
+
+
+def halves(workspace: Workspace, question: Question, dim: int) -> tuple[Array, Array]:
+    """Return what stands for a question and what for its options, one row an option."""
+    first = workspace.first_row[question.id]
+    rows = workspace.vectors.double().numpy()[first : first + len(question.options)]
+    return rows[:, :dim], rows[:, DIMENSION - dim :]
 
 
 def even(question: Question) -> Array:
@@ -151,17 +163,12 @@ def test_agreement_memory_equals_a_naive_loop() -> None:
         assert better > reference_alignment(workspace, mean, group) + 0.02
 
 
-def test_nearest_question_equals_brute_force() -> None:
-    workspace, group = survey(), UNSEEN[0]
-    vectors = workspace.vectors.double().numpy()
+@both_templates
+def test_nearest_question_equals_brute_force(config: RunConfig, dim: int) -> None:
+    workspace, group = survey(config), UNSEEN[0]
 
-    def rows(question: Question) -> Array:
-        first = workspace.first_row[question.id]
-        return vectors[first : first + len(question.options)]
-
-    def cosine(a: Question, b: Question) -> float:
-        p, q = rows(a).mean(0), rows(b).mean(0)
-        return float(p @ q / np.linalg.norm(p) / np.linalg.norm(q))
+    def close(a: Question, b: Question) -> float:
+        return cosine(*(halves(workspace, question, dim)[0].mean(0) for question in (a, b)))
 
     trained = {
         q: np.mean(answers, axis=0)
@@ -175,8 +182,8 @@ def test_nearest_question_equals_brute_force() -> None:
             expected = trained[question]
         else:
             alike = [q for q in trained if len(q.options) == len(question.options)]
-            nearest = max(alike, key=lambda q: cosine(q, question))
-            similar = rows(question) @ rows(nearest).T
+            nearest = max(alike, key=lambda q: close(q, question))
+            similar = halves(workspace, question, dim)[1] @ halves(workspace, nearest, dim)[1].T
             orders = permutations(range(len(question.options)))
             best = max(orders, key=lambda o: sum(similar[i, j] for i, j in enumerate(o)))
             expected = trained[nearest][list(best)]
@@ -202,16 +209,14 @@ def test_nearest_question_guesses_where_no_training_question_is_alike() -> None:
     assert reference(table, none, none).shape == (0,)
 
 
-def test_ridge_probe_equals_least_squares_with_ridge_rows() -> None:
-    workspace, group = survey(), UNSEEN[0]
-    vectors = workspace.vectors.double().numpy()
+@both_templates
+def test_ridge_probe_equals_least_squares_with_ridge_rows(config: RunConfig, dim: int) -> None:
+    workspace, group = survey(config), UNSEEN[0]
 
     def explicit(question: Question) -> Array:
-        first = workspace.first_row[question.id]
-        x = vectors[first : first + len(question.options)]
-        mean = x.mean(0)
-        deviation = x - mean
-        d = deviation / np.sqrt((deviation**2).sum(1).mean())
+        about, options = halves(workspace, question, dim)
+        mean, deviation = about.mean(0), options - options.mean(0)
+        d = deviation / np.linalg.norm(deviation, axis=1, keepdims=True)
         q = np.append(np.sqrt(0.5), mean / np.linalg.norm(mean))
         return np.array([np.outer(q, row).ravel() for row in d])
 
@@ -231,8 +236,10 @@ def test_ridge_probe_equals_least_squares_with_ridge_rows() -> None:
         np.testing.assert_allclose(predicted, share / share.sum(), atol=2e-4)
 
 
-def test_mlp_probe_learns_what_the_seen_groups_share() -> None:
-    workspace = survey()
+@both_templates
+def test_mlp_probe_learns_what_the_seen_groups_share(config: RunConfig, dim: int) -> None:
+    workspace = survey(config)
+    assert workspace.dimension == dim
     first, again = mlp_probe(workspace), mlp_probe(workspace)
     table = workspace.table(SEEN[0])
     trained, none = table.members("train"), np.array([], int)
