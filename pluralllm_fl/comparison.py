@@ -1,5 +1,6 @@
 """Everything that the predictor is compared with, on the same questions of the unseen groups."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
@@ -173,6 +174,8 @@ def _scores(
 
 
 def _mean(scores: Sequence[SplitScore]) -> SplitScore:
-    *means, questions = np.mean([astuple(s) for s in scores], axis=0)
-    alignment, low, high, guess = map(float, means)
-    return SplitScore(alignment, low, high, guess, int(questions))
+    if len(scores) == 1:
+        return scores[0]
+    alignment, _, _, guess, questions = map(float, np.mean([astuple(s) for s in scores], axis=0))
+    # The mean of several intervals' bounds is no interval of the mean.
+    return SplitScore(alignment, math.nan, math.nan, guess, int(questions))

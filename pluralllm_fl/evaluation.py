@@ -1,6 +1,7 @@
 """Predictor x group -> scores on the split grid, with bootstrap intervals."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,8 @@ class SplitScore:
     """A group's scores on one split of questions.
 
     `alignment` and `uniform` are means over the target questions, `low` and `high` bound the
-    95% bootstrap interval of the alignment; all are 0 if there are no `questions`.
+    95% bootstrap interval of the alignment (NaN: there is none); all are 0 if there are no
+    `questions`.
     """
 
     alignment: float
@@ -163,5 +165,5 @@ def _block(scores: Mapping[str, SplitScore]) -> dict[str, Any] | None:
         {g: s.alignment for g, s in held.items()},
         {g: s.questions for g, s in held.items()},
         {g: s.uniform for g, s in held.items()},
-        {g: (s.low, s.high) for g, s in held.items()},
+        {g: (s.low, s.high) for g, s in held.items() if not math.isnan(s.low)},
     )

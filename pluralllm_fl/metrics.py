@@ -132,7 +132,7 @@ def group_block(
         "uniform": float(np.mean([uniform[g] for g in groups])),
         "by_group": {g: float(alignment[g]) for g in groups},
         "uniform_by_group": {g: float(uniform[g]) for g in groups},
-        "intervals": {g: list(map(float, intervals[g])) for g in groups},
+        "intervals": {g: list(map(float, intervals[g])) for g in groups if g in intervals},
         "questions": {g: int(questions[g]) for g in groups},
     }
 

@@ -1,7 +1,7 @@
 """The baselines command: what the predictor is compared with, in one table."""
 
 import json
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,14 @@ from pluralllm_fl.cli.settings import gather
 from pluralllm_fl.cli.use import AsJson
 from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.formats import duration
+
+# What the published recipe shares with ours: data, splits and machine, nothing that is learned.
+SHARED = (
+    "dataset", "seen-groups", "unseen-groups", "unseen-fraction", "on-bad-row",
+    "validation-fraction", "test-fraction", "synthetic-groups", "synthetic-questions",
+    "synthetic-respondents", "embedding-model", "embedding-cache", "context-questions", "seed",
+    "device",
+)  # fmt: skip
 
 
 @guarded
@@ -49,23 +57,22 @@ def baselines(
         "dataset": dataset, "seen-groups": seen, "unseen-groups": unseen, "seed": seed,
     }  # fmt: skip
     config = gather(recipe, named, assignments or [])
-    other = _published(config, assignments or []) if published else None
-    found = _compare(config, other)
+    found = compare_all(config, published_beside(config) if published else None)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _show(output(), found)
 
 
-def _published(config: RunConfig, assignments: list[str]) -> RunConfig:
-    """Return the published recipe on the same data."""
+def published_beside(config: RunConfig, changes: Mapping[str, Value] | None = None) -> RunConfig:
+    """Return the published recipe, with changes to it if any, on the data of another config."""
+    ours = config.to_run_config()
     path = app_directory() / "recipes" / "published.toml"
-    own = tomllib.loads(path.read_text(encoding="utf-8"))
-    shared = {key: value for key, value in config.to_run_config().items() if key not in own}
-    return gather(path, shared, assignments)
+    return gather(path, {key: ours[key] for key in SHARED} | dict(changes or {}), [])
 
 
-def _compare(config: RunConfig, published: RunConfig | None) -> dict[str, Any]:
+def compare_all(config: RunConfig, published: RunConfig | None) -> dict[str, Any]:
+    """Fit and score all comparators, those of the published recipe too where it is given."""
     import torch
 
     from pluralllm_fl.comparison import comparators, compare

@@ -1,13 +1,16 @@
 """``pluralllm baselines``: every comparator on a small survey, as a table and as JSON."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from pluralllm_fl.cli import app
-from pluralllm_fl.config import app_directory
+from pluralllm_fl.cli.baselines import compare_all, published_beside
+from pluralllm_fl.cli.settings import gather
+from pluralllm_fl.config import RunConfig, app_directory, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
 
 pytestmark = pytest.mark.integration
@@ -17,6 +20,8 @@ SMALL = {
     "synthetic-groups": 4, "synthetic-questions": 60, "unseen-fraction": 0.5, "width": 16,
     "layers": 1, "num-server-rounds": 2, "local-steps": 2, "coverage-features": 64,
 }  # fmt: skip
+SHORT = {key: SMALL[key] for key in ("width", "layers", "num-server-rounds", "local-steps")}
+RECIPE = app_directory() / "recipes" / "published.toml"
 LEARNED = ["local only", "centralised", "federated", "random embeddings"]
 PUBLISHED = ["published, local only", "published, centralised", "published, federated"]
 
@@ -27,6 +32,10 @@ def _narrow_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def small(*assignments: str) -> RunConfig:
+    return gather(None, {"seed": 1}, [*(f"{k}={v}" for k, v in SMALL.items()), *assignments])
+
+
 def invoke(*arguments: str) -> Result:
     settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     result = CliRunner().invoke(app, ["baselines", *settings, *arguments])
@@ -35,9 +44,8 @@ def invoke(*arguments: str) -> Result:
 
 
 def test_json_holds_every_comparator_scored_on_the_same_questions(tmp_path: Path) -> None:
-    result = invoke("--published", "--json", "--seed", "1")
-    assert result.exit_code == 0
-    found = json.loads(result.stdout)
+    config = small()
+    found = json.loads(json.dumps(compare_all(config, published_beside(config, SHORT))))
     rows = {row["name"]: row for row in found["comparators"]}
     assert list(rows)[-7:] == LEARNED + PUBLISHED
     assert found["seed"] == 1
@@ -48,6 +56,10 @@ def test_json_holds_every_comparator_scored_on_the_same_questions(tmp_path: Path
         assert row["unseen"]["uniform_by_group"] == first["uniform_by_group"]
         assert 0 < row["unseen"]["test_questions"]["alignment"] < 1
         assert row["seconds"] >= 0
+        # Of several models' scores there is a mean, but no interval.
+        one = "local only" not in row["name"]
+        for block in (row["unseen"], row["unseen"]["test_questions"]):
+            assert set(block["intervals"]) == (set(found["unseen"]) if one else set())
     assert first["by_group"] == pytest.approx(first["uniform_by_group"])
     assert rows["federated"]["rounds"] == rows["published, federated"]["rounds"] == 2
     assert rows["federated"]["steps"] == rows["centralised"]["steps"] == 2
@@ -58,12 +70,27 @@ def test_json_holds_every_comparator_scored_on_the_same_questions(tmp_path: Path
 
 def test_the_published_recipe_reads_texts_by_its_own_template() -> None:
     """Its line is what its recipe gives by itself, to the last bit."""
-    beside = json.loads(invoke("--published", "--json").stdout)["comparators"][-1]
-    recipe = app_directory() / "recipes" / "published.toml"
-    alone = json.loads(invoke("--recipe", str(recipe), "--json").stdout)["comparators"]
+    config = small()
+    beside = compare_all(config, published_beside(config, SHORT))["comparators"][-1]
+    result = invoke("--recipe", str(RECIPE), "--seed", "1", "--json")
+    assert result.exit_code == 0
+    alone = json.loads(result.stdout)["comparators"]
     (federated,) = [row for row in alone if row["name"] == "federated"]
     assert beside["name"] == "published, federated"
     assert beside["unseen"] == federated["unseen"]
+
+
+def test_what_is_set_for_ours_stays_out_of_the_published_recipe() -> None:
+    data = {"synthetic-groups": 5, "unseen-fraction": 0.4, "test-fraction": 0.3, "seed": 1}
+    ours = ("loss=cross-entropy", "learning-rate=1", "client-weight=answers", "prototypes=3")
+    config = small(*(f"{key}={value}" for key, value in data.items()), *ours)
+    found = published_beside(config).to_run_config()
+    recipe = tomllib.loads(RECIPE.read_text(encoding="utf-8"))
+    expected = default_run_config() | {"synthetic-questions": 60} | data | recipe
+    folder = {"output-dir", "run-name"}  # of a run, which there is none of
+    assert {k: v for k, v in found.items() if k not in folder} == {
+        k: v for k, v in expected.items() if k not in folder
+    }
 
 
 def test_the_table_fits_a_terminal_and_leaves_the_published_recipe_out() -> None:
@@ -82,6 +109,6 @@ def test_mistakes_are_told() -> None:
     result = invoke("--set", "learning-rat=1")
     assert result.exit_code == 2
     assert "Did you mean 'learning-rate'?" in result.output
-    everyone = invoke("--set", "unseen-fraction=0")
+    everyone = invoke("--published", "--set", "unseen-fraction=0")
     assert everyone.exit_code == 2
     assert "name some with --unseen" in everyone.output
