@@ -241,7 +241,15 @@ class RoundLoop:
         record = to_record(self.progress.arrays)
         with seeded(self.config.seed, server_round, phase):
             hook = f"configure_{phase}"
-            return list(self._call(hook, server_round, record, config, self.grid))
+            messages = list(self._call(hook, server_round, record, config, self.grid))
+        for content in (message.content for message in messages):
+            if "arrays" not in content.array_records or "config" not in content.config_records:
+                raise FederationError(
+                    f"Round {server_round}: strategy '{self.config.strategy}' sends the records "
+                    f"{', '.join(map(repr, content))}; nodes read 'arrays' and 'config'. Leave "
+                    "arrayrecord_key and configrecord_key out of strategy-args."
+                )
+        return messages
 
     def _gather(
         self,

@@ -18,6 +18,7 @@ from pluralllm_fl.evaluation import SplitScore, evaluate_group
 from pluralllm_fl.federation import updates
 from pluralllm_fl.federation.node_state import NodeState
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
+from pluralllm_fl.memory import OWNED
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.preferences import Role
 from pluralllm_fl.training import round_seed, train_group
@@ -204,7 +205,8 @@ class LocalNode:
             return updates.encode(new, received, dtype)[0]
         if dtype != "int8":
             raise ConfigError(f"The server asks for update-dtype '{dtype}', unknown here.")
-        state, server_round = self._state(orders), int(_number(orders, "server-round"))
+        state = self._state(orders, prototypes=not received.keys().isdisjoint(OWNED))
+        server_round = int(_number(orders, "server-round"))
         residual = state.residual(server_round, updates.size(received))
         update, residual = updates.encode(
             new, received, dtype, residual, max_update_norm=self.config.max_update_norm
@@ -212,7 +214,7 @@ class LocalNode:
         state.save(server_round, residual, self.config.checkpoint_every)
         return update
 
-    def _state(self, orders: Mapping[str, object]) -> NodeState:
+    def _state(self, orders: Mapping[str, object], *, prototypes: bool) -> NodeState:
         """Return this node's state: in its state-dir, in a simulation in the run's own folder."""
         run = _text(orders, "run")
         if self.state_dir:
@@ -226,8 +228,8 @@ class LocalNode:
             root = folder / "nodes"
         # What is owed to one prototype must not be paid to another, if a node that joins late
         # moves this group's place.
-        owner = f"{self.group}\0{int(_number(orders, 'prototype', 0))}"
-        return NodeState(root, _text(orders, "run-id"), owner)
+        mine = f"\0{int(_number(orders, 'prototype', 0))}" if prototypes else ""
+        return NodeState(root, _text(orders, "run-id"), self.group + mine)
 
     def _predictor(self, arrays: ArrayRecord) -> PreferencePredictor:
         config = PredictorConfig.from_run_config(self.config, self.workspace.vectors.shape[1])

@@ -35,8 +35,9 @@ class Prototypes:
     def __init__(self, of_group: Mapping[str, int], server_round: int) -> None:
         self.of_group = of_group
         self.server_round = server_round
-        # By identity: a strategy sends the same record to every node, so that it is decoded once.
-        self._sent: dict[int, tuple[ArrayRecord, Arrays]] = {}
+        # Strategies send one record to every node, which so is decoded once. Only the last is
+        # kept: those that send each node another would fill the memory.
+        self._last: tuple[ArrayRecord, Arrays] | None = None
 
     def address(self, messages: Sequence[Message], grid: GuardedGrid) -> list[Message]:
         """Tell every training node which prototype is its own; arrays are shared, not copied."""
@@ -73,9 +74,9 @@ class Prototypes:
 
     def _model(self, outcome: Outcome) -> Arrays:
         record = outcome.message.content.array_records["arrays"]
-        if id(record) not in self._sent:
-            self._sent[id(record)] = record, to_arrays(record)
-        return self._sent[id(record)][1]
+        if self._last is None or self._last[0] is not record:
+            self._last = record, to_arrays(record)
+        return self._last[1]
 
 
 def assign(config: RunConfig, roster: Roster) -> dict[str, int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.embedding.models import PACKAGED
+from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation.guard import Outcome
 from pluralllm_fl.federation.node import LocalNode
 from pluralllm_fl.federation.packing import packed
@@ -220,6 +221,13 @@ def test_the_limit_of_the_norm_is_for_what_the_node_changed(tmp_path: Path) -> N
     assert f"update norm {norms[first]:.4g} exceeds" in dropped["reason"]
 
 
+@pytest.mark.parametrize("key", ["arrayrecord_key", "configrecord_key"])
+def test_records_by_another_name_are_refused_with_the_key(tmp_path: Path, key: str) -> None:
+    config = settings(tmp_path, strategy_args=json.dumps({key: "weights"}))
+    with pytest.raises(FederationError, match=f"'weights'.*nodes read 'arrays'.*{key}"):
+        federate(config)
+
+
 class Looking(FedAvg):
     """FedAvg that looks at whole replies in every way that Flower offers, and spoils its copies."""
 
@@ -274,12 +282,36 @@ def test_many_replies_do_not_fill_the_servers_memory() -> None:
     np.testing.assert_allclose(memory, np.arange(1, 33)[:, None, None] * np.ones((64, 128)))
 
 
-def test_what_int8_owes_to_one_prototype_is_not_paid_to_another(tmp_path: Path) -> None:
-    """A node that joins late can move a group's place, and so its prototype."""
+def test_models_sent_to_each_node_apart_do_not_fill_the_servers_memory() -> None:
+    """32 models of 1 MB, of which only one prototype each is asked for."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    groups = {f"group {place:02d}": place for place in range(32)}
+    prototypes = Prototypes(groups, 1)
+    outcomes = []
+    for rank, (group, place) in enumerate(groups.items(), start=1):
+        record = to_record({MEMORY: np.full((32, 64, 128), float(place), np.float32)})
+        message = Message(RecordDict({"arrays": record}), dst_node_id=rank, message_type="train")
+        node = Node(group, "train", rank, 3, "tiny", 0, 0, "", 10, 7)
+        outcomes.append(Outcome(message, node))
+    tracemalloc.start()
+    for outcome in outcomes:
+        base = prototypes.base(outcome)[MEMORY]
+        np.testing.assert_array_equal(base, np.full((1, 64, 128), groups[outcome.node.group]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
+@pytest.mark.parametrize("architecture", ["pluralistic", "published"])
+def test_what_int8_owes_to_one_prototype_is_not_paid_to_another(
+    tmp_path: Path, architecture: str
+) -> None:
+    """A node that joins late can move a group's place, and so its prototype, if there are any."""
     nodes = []
+    small = {"architecture": architecture, "width": 16, "layers": 1, "feed_forward": 16}
     for folder in ("a", "b"):
         (own,) = deployment(tmp_path / folder, ("Peru",))
-        nodes.append(LocalNode.from_context(context(own)))
+        nodes.append(LocalNode.from_context(context(own, **small)))
     predictor = initial_predictor(nodes[0].config, nodes[0].workspace.vectors.shape[1], "")
     start = ArrayRecord(predictor.state_dict())
 
@@ -292,5 +324,6 @@ def test_what_int8_owes_to_one_prototype_is_not_paid_to_another(tmp_path: Path) 
         return {name: value.tobytes() for name, value in arrays.items()}
 
     train(nodes[0], 1, 0)
-    assert train(nodes[0], 2, 1) == train(nodes[1], 2, 1)
+    owes_nothing = train(nodes[0], 2, 1) == train(nodes[1], 2, 1)
+    assert owes_nothing == (architecture == "pluralistic")
     assert train(nodes[0], 2, 0) != train(nodes[1], 2, 0)
