@@ -156,11 +156,7 @@ class RunConfig:
             smallest, largest = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
             _require(largest >= smallest, f"{kind}_max", largest,
                      f"at least {kind}-min ({smallest})")  # fmt: skip
-        parts = embedding_parts(self.embedding_template)
-        _require("{question}" in parts[0] and "{option}" in parts[-1] and len(parts) <= 2,
-                 "embedding_template", self.embedding_template,
-                 "a text with {question} and {option}, or two texts with '||' between, "
-                 "{option} in the second")  # fmt: skip
+        embedding_parts(self.embedding_template)
         for name in ("output_dir", "resume"):
             value = getattr(self, name)
             _require(not value or Path(value).is_absolute(), name, value,
@@ -182,8 +178,19 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def embedding_parts(template: str) -> list[str]:
-    """Split an ``embedding-template`` into the texts that are embedded apart, one or two."""
-    return template.split("||")
+    """Split an ``embedding-template`` into the texts that are embedded apart, one or two.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such template.
+    """
+    parts = template.split("||")
+    _require("{question}" in parts[0] and "{option}" in parts[-1] and len(parts) <= 2,
+             "embedding_template", template,
+             "a text with {question} and {option}, or two texts with '||' between, "
+             "{option} in the second")  # fmt: skip
+    return parts
 
 
 def app_directory() -> Path:

@@ -1,6 +1,7 @@
 """The published network."""
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -50,7 +51,7 @@ class PublishedNetwork(nn.Module):
             return tuple(empty for _ in self.layers)
         assert context.distribution is not None, "context questions carry answers"
         tokens = self._tokens(context.embedding, context.distribution)
-        layers = [layer for layer in self.layers if isinstance(layer, nn.TransformerEncoderLayer)]
+        layers = self._blocks
         encoded = [_keys_and_values(layers[0], tokens)]
         # Nothing reads what the last layer makes of the context.
         for layer, following in pairwise(layers):
@@ -63,11 +64,14 @@ class PublishedNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the head's means (as logits) and log standard deviations, shape (N,) each."""
         x = self._tokens(targets.embedding, targets.embedding.new_zeros(len(targets.question)))
-        for layer, known in zip(self.layers, context, strict=True):
-            assert isinstance(layer, nn.TransformerEncoderLayer)
+        for layer, known in zip(self._blocks, context, strict=True):
             x = _post_norm(layer, x, known)
         mean, log_std = self.head(x).unbind(-1)
         return mean, log_std
+
+    @property
+    def _blocks(self) -> list[nn.TransformerEncoderLayer]:
+        return cast("list[nn.TransformerEncoderLayer]", list(self.layers))
 
     def _tokens(self, embedding: Tensor, probability: Tensor) -> Tensor:
         tokens: Tensor = self.embed(torch.cat([embedding, probability[:, None]], dim=1))

@@ -77,13 +77,14 @@ class TextEmbedder:
     Raises
     ------
     EmbeddingError
-        At once for a wrong pooling or template; on first use if the model or cache cannot be had.
+        At once for a wrong pooling; on first use if the model or cache cannot be had.
     ConfigError
-        When the model is loaded, if the device cannot be used.
+        At once for a wrong template; when the model is loaded, if the device cannot be used.
 
     Notes
     -----
-    A text longer than the model can read loses tokens on the side away from the option.
+    A text longer than the model can read loses tokens on the side away from the option. Embedded
+    apart, each loses its beginning: a long question its first words, whatever its options are.
     """
 
     def __init__(
@@ -96,12 +97,7 @@ class TextEmbedder:
     ) -> None:
         if pooling not in ("mean", "last"):
             raise EmbeddingError(f"embedding-pooling = {pooling!r}: must be 'mean' or 'last'.")
-        self.parts = parts = embedding_parts(template)
-        if "{question}" not in parts[0] or "{option}" not in parts[-1] or len(parts) > 2:
-            raise EmbeddingError(
-                f"embedding-template = {template!r}: must be a text with {{question}} and "
-                "{option}, or two texts with '||' between, {option} in the second."
-            )
+        self.parts = embedding_parts(template)
         self.model = model
         self.pooling: Literal["mean", "last"] = pooling
         self.template = template

@@ -331,8 +331,8 @@ def _checked(nodes: list[Node], unseen: Collection[str]) -> list[Node]:
     if len({(node.dimension, node.embedding) for node in nodes}) > 1:
         listed = ", ".join(f"{n.group}: {n.embedding} ({n.dimension} dimensions)" for n in nodes)
         raise FederationError(
-            f"The nodes embed questions with different language models: {listed}. All nodes must "
-            "use the same embedding-model."
+            f"The nodes embed questions differently: {listed}. All nodes must use the same "
+            "embedding-model and embedding-template."
         )
     return nodes
 

@@ -359,7 +359,7 @@ def test_wrong_pooling() -> None:
 def test_wrong_templates_are_refused_alike_by_config_and_embedder(template: str) -> None:
     values = default_run_config() | {"embedding-template": template}
     told = rf"embedding-template = {re.escape(repr(template))}.*'\|\|' between, {{option}} in"
-    with pytest.raises(EmbeddingError, match=told):
+    with pytest.raises(ConfigError, match=told):
         TextEmbedder(template=template)
     with pytest.raises(ConfigError, match=told):
         RunConfig.from_run_config(values)
