@@ -104,7 +104,7 @@ def mean(runs: Sequence[Run], measure: Measure) -> float | None:
 
 
 def convergence(runs: dict[str, list[Run]]) -> str:
-    """Draw unseen alignment over megabytes sent by all nodes, with what others reach as levels."""
+    """Draw unseen alignment over megabytes up from all nodes, with what others reach as levels."""
     curves = []
     for name in ("ours", "published"):
         rounds = zip(*(run["curve"] for run in runs[name]), strict=True)
@@ -129,8 +129,8 @@ def convergence(runs: dict[str, list[Run]]) -> str:
             curves.append(Curve(label, colour, ends, dashed, dots=False))
     first, last = math.ceil(math.log10(x.low)), math.floor(math.log10(x.high))
     return draw(
-        "Alignment of unseen countries over what nodes send",
-        "megabytes sent by all nodes (logarithmic)",
+        "Alignment of unseen countries over what nodes send up",
+        "megabytes up, all nodes (logarithmic)",
         curves,
         [10.0**power for power in range(first, last + 1)],
         x,

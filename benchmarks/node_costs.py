@@ -36,7 +36,7 @@ from light_fleet import (
     named,
     rounds,
 )
-from scale import trained
+from scale import training_seconds
 
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
@@ -211,7 +211,7 @@ def node(server: Server, group: str, folder: Path) -> dict[str, Any]:
     return {
         "round_seconds": rounds(run)[-1]["seconds"],
         "cpu_seconds": marks[-1] - marks[-2],
-        "of_it_training_seconds": trained(times)[-1],
+        "of_it_training_seconds": training_seconds(times)[-1],
         "idle_cpu_ms_a_second": 1e3 * idle_cpu,
         **{f"{name}_mb": value for name, value in memory.items()},
     }

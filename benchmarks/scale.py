@@ -1,8 +1,9 @@
 """Federations of 14, 1,000 and 10,000 groups on one machine: time, memory and Flower's own floor.
 
-Runs `simulation.py` on generated surveys and stops it after some rounds; for the floor, Flower
-runs the same rounds with clients that send back a model of the same size. Prints a table and
-writes scale.json beside this file; docs/scaling.md reads it.
+Runs `simulation.py` on generated surveys and stops it after some rounds. For the floor, Flower
+runs the same rounds with clients that do nothing: the whole model goes down to each, and an array
+of the size of a node's reply (its own prototype and what is no prototype) comes back. Prints a
+table and writes scale.json beside this file; docs/scaling.md reads it.
 
     python benchmarks/scale.py
 """
@@ -30,21 +31,24 @@ from resources import tree_bytes
 
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.devices import available_cpus
+from pluralllm_fl.federation import updates
 from pluralllm_fl.federation.launcher import PrivateSuperLink
 from pluralllm_fl.predictor import initial_predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_OP_CLIENT = """
-from flwr.app import Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 app = ClientApp()
 
 @app.train()
 def train(message, context):
+    values = np.zeros(context.run_config["reply-values"], np.float32)
+    arrays = ArrayRecord({"model": Array(values)})
     metrics = MetricRecord({"num-examples": 1.0})
-    return Message(RecordDict({"arrays": message.content["arrays"], "metrics": metrics}),
-                   reply_to=message)
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 """
 NO_OP_SERVER = """
 import json, time
@@ -72,7 +76,7 @@ def main(grid, context):
             replies += (found := list(grid.pull_messages(pending)))
             pending -= {reply.metadata.reply_to_message_id for reply in found}
             time.sleep(0.02)
-        arrays, _ = strategy.aggregate_train(number, replies)
+        strategy.aggregate_train(number, replies)  # the next round sends the whole model again
         seconds.append(time.monotonic() - start)
     Path(config["times"]).write_text(json.dumps(seconds))
 """
@@ -94,7 +98,7 @@ class Timed(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
-def trained(times: Path) -> list[float]:
+def training_seconds(times: Path) -> list[float]:
     """Return the seconds of training of every round, summed over its nodes."""
     return [sum(json.loads(line)) for line in times.read_text(encoding="utf-8").splitlines()]
 
@@ -138,7 +142,7 @@ def simulate(federation: Federation, number: int, folder: Path) -> dict[str, Any
     settings = federation.settings(folder, times, number + 1)
     command = [sys.executable, str(ROOT / "simulation.py")]
     command += [f"--set={key}={value}" for key, value in settings.items()]
-    start, memory = time.monotonic(), []
+    began, memory = time.time(), []
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=Path(__file__).parent, stdout=log, stderr=subprocess.STDOUT
@@ -146,7 +150,6 @@ def simulate(federation: Federation, number: int, folder: Path) -> dict[str, Any
         while process.poll() is None and len(rounds(folder / "run")) < number:
             memory.append((time.time(), tree_bytes(process.pid)))
             time.sleep(0.5)
-        seconds = time.monotonic() - start
         process.send_signal(signal.SIGINT)
         process.wait()
     events = rounds(folder / "run")[:number]
@@ -155,13 +158,13 @@ def simulate(federation: Federation, number: int, folder: Path) -> dict[str, Any
     ends = [event["time"] for event in events]
     return {
         "round_seconds": [event["seconds"] for event in events],
-        "training_seconds": [s / available_cpus() for s in trained(times)[:number]],
+        "training_seconds": [s / available_cpus() for s in training_seconds(times)[:number]],
         "peak_gb": max(size for _, size in memory) / 1e9,
         "peak_gb_by_round": [
             max((size for moment, size in memory if begin < moment <= end), default=0) / 1e9
             for begin, end in itertools.pairwise(ends)
         ],
-        "seconds_to_the_first_round": ends[0] - events[0]["seconds"] - (time.time() - seconds),
+        "seconds_to_the_first_round": ends[0] - events[0]["seconds"] - began,
     }
 
 
@@ -171,10 +174,14 @@ def floor(federation: Federation, number: int, folder: Path) -> list[float]:
     app.mkdir()
     changes = {"prototypes": federation.prototypes}
     config = RunConfig.from_run_config(default_run_config() | changes)
-    model = initial_predictor(config, DIMENSION, "").state_dict()
+    predictor = initial_predictor(config, DIMENSION, "")
+    model = {name: value.numpy() for name, value in predictor.state_dict().items()}
+    reply = updates.own(model, 0)
     values: dict[str, Any] = {
         "nodes": federation.groups, "sampled": federation.sampled, "rounds": number,
-        "values": sum(value.numel() for value in model.values()), "times": str(folder / "floor"),
+        "values": sum(value.size for value in model.values()),
+        "reply-values": sum(value.size for value in reply.values()),
+        "times": str(folder / "floor"),
     }  # fmt: skip
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.flwr.app.config]")
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
@@ -239,4 +246,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Not above: the measured ServerApp imports this file, and would import that with it.
+    from store import script
+
+    script(main)

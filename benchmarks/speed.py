@@ -13,7 +13,6 @@ import os
 import platform
 import statistics
 import time
-import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from released_code import ReleasedNetwork
+from store import script
+from trained import PUBLISHED, configured
 
 from pluralllm_fl.baselines import federated
-from pluralllm_fl.config import RunConfig, default_run_config, embedding_parts
+from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.episodes import GroupTable, IntArray
 from pluralllm_fl.evaluation import evaluate_group
 from pluralllm_fl.memory import remember
@@ -36,17 +37,11 @@ from pluralllm_fl.published import PublishedNetwork
 from pluralllm_fl.training import episodes, prediction_loss
 from pluralllm_fl.workspace import open_workspace
 
-ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = tomllib.loads((ROOT / "recipes" / "published.toml").read_text(encoding="utf-8"))
 PUBLISHED_ROUNDS = int(PUBLISHED["num-server-rounds"])
 # Share of GlobalOpinionQA's questions that have so many options.
 OPTIONS = {2: 0.20, 3: 0.13, 4: 0.24, 5: 0.19, 6: 0.08, 7: 0.09, 8: 0.02, 13: 0.05}
 QUESTIONS, CONTEXT, DIMENSION = 1000, 20, 384
-
-
-def configured(**changes: Any) -> RunConfig:
-    """Return the default config with changes (keys as in pyproject.toml)."""
-    return RunConfig.from_run_config(default_run_config() | changes)
+RELEASED = "released code"
 
 
 def row_length(config: RunConfig) -> int:
@@ -79,18 +74,22 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def compared(ours: list[float], other: list[float]) -> dict[str, float]:
-    """Return both medians and the median of the ratios of neighbours, other / ours."""
+def compared(ours: list[float], other: list[float], name: str) -> dict[str, Any]:
+    """Return both medians and the median of the ratios of neighbours, other / ours.
+
+    The other side goes by its name.
+    """
     return {
+        "other": name,
         "ours_ms": 1e3 * statistics.median(ours),
-        "published_ms": 1e3 * statistics.median(other),
+        "other_ms": 1e3 * statistics.median(other),
         "ratio": statistics.median(b / a for a, b in zip(ours, other, strict=True)),
     }
 
 
-def training_step(repeats: int) -> dict[str, float]:
+def training_step(repeats: int) -> dict[str, Any]:
     """Time forward, backward and Adam of the published architecture on the same episodes."""
-    config = configured(**PUBLISHED)
+    config = configured("published", "", 0, ())
     length = row_length(config)
     predictor = initial_predictor(config, length, "").train()
     assert isinstance(predictor.network, PublishedNetwork)
@@ -111,12 +110,13 @@ def training_step(repeats: int) -> dict[str, float]:
     adam = torch.optim.Adam(released.parameters(), config.learning_rate)
 
     def step(context: Any, targets: Any) -> None:
-        prediction_loss(predictor(context, targets), targets, config.loss).backward()
+        loss = prediction_loss(predictor(context, targets), targets, config.loss)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     def released_step(context: Any, targets: Any) -> None:
         adam.zero_grad()
-        released.loss(context, targets).backward()
+        released.loss(context, targets).backward()  # type: ignore[no-untyped-call]
         adam.step()
 
     step(*drawn[0])
@@ -126,16 +126,17 @@ def training_step(repeats: int) -> dict[str, float]:
         for e in drawn
     ]
     ours, other = zip(*pairs, strict=True)
-    return compared(list(ours), list(other)) | {f"{k}_apart": v for k, v in apart.items()}
+    found = compared(list(ours), list(other), RELEASED)
+    return found | {f"{k}_apart": v for k, v in apart.items()}
 
 
-def evaluation(architecture: str, sample: int, repeats: int) -> dict[str, float]:
+def evaluation(recipe: str, sample: int, repeats: int) -> dict[str, Any]:
     """Time all targets of a group in one pass against context and one question at a time.
 
-    The latter is timed on a sample of the questions. The published architecture's is that of its
+    The latter is timed on a sample of the questions. The published recipe's is that of its
     own code; ours is our predictor, called for every question anew.
     """
-    config = configured(**(PUBLISHED if architecture == "published" else {}))
+    config = configured(recipe, "", 0, ())
     length = row_length(config)
     predictor = initial_predictor(config, length, "").eval()
     network, table = predictor.network, made_up(QUESTIONS, 0, length)
@@ -154,7 +155,8 @@ def evaluation(architecture: str, sample: int, repeats: int) -> dict[str, float]
         ours.append(cpu_seconds(lambda: predictor.predict(shown, asked)))
         seconds = cpu_seconds(lambda: [alone(targets[i]) for i in sampled])
         other.append(seconds * len(targets) / sample)
-    found = compared(ours, other) | {"outputs_apart": apart}
+    code = RELEASED if recipe == "published" else "our predictor"
+    found = compared(ours, other, f"{code}, one question at a time") | {"outputs_apart": apart}
     return found | {"questions": len(targets), "sampled": sample}
 
 
@@ -171,12 +173,12 @@ def one_at_a_time(
 
 def rounds(dataset: str, repeats: int) -> dict[str, Any]:
     """Time the first round of both recipes, alternating; data opened before the clock starts."""
-    recipes = {"ours": {}, "published": PUBLISHED}
+    recipes = ("ours", "published")
     seconds: dict[str, list[float]] = {name: [] for name in recipes}
     reached = 0.0
     for _ in range(repeats):
-        for name, recipe in recipes.items():
-            config = configured(**recipe | {"dataset": dataset, "num-server-rounds": 1})
+        for name in recipes:
+            config = configured(name, dataset, 0, ("num-server-rounds = 1",))
             workspace = open_workspace(config)
             for group in workspace.groups:
                 workspace.table(group)
@@ -217,16 +219,18 @@ def main() -> None:
     record: dict[str, Any] = {
         "training_step": training_step(arguments.repeats),
         "evaluation": {
-            name: evaluation(name, arguments.sample, 5) for name in ("published", "pluralistic")
+            architecture: evaluation(recipe, arguments.sample, 5)
+            for architecture, recipe in (("published", "published"), ("pluralistic", "ours"))
         },
     }
     if arguments.dataset:
         record["rounds"] = rounds(arguments.dataset, 2)
     rows = {"training step": record["training_step"]}
     rows |= {f"evaluation, {name}": row for name, row in record["evaluation"].items()}
-    print("| one thread, CPU time | ours, ms | published, ms | ratio |\n|---|---|---|---|")
+    print("| one thread, CPU time | ours, ms | other, ms | ratio | other |\n|" + 5 * "---|")
     for name, row in rows.items():
-        print(f"| {name} | {row['ours_ms']:.1f} | {row['published_ms']:.1f} | {row['ratio']:.1f} |")
+        print(f"| {name} | {row['ours_ms']:.1f} | {row['other_ms']:.1f} | {row['ratio']:.1f} | "
+              f"{row['other']} |")  # fmt: skip
     if arguments.dataset:
         print(f"{PUBLISHED_ROUNDS} published rounds / our first: {record['rounds']['ratio']:.1f}")
     record |= {
@@ -238,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

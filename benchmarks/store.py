@@ -1,7 +1,7 @@
 """What the benchmarks of quality share: runs at the same time, their JSON file, and its table.
 
 A file holds what was measured, ``{"runs": {name: [one run a seed]}}``, and what follows from it.
-Measuring some names again keeps the runs of the others.
+Measuring a name again with some seeds replaces its runs with these and keeps all others.
 """
 
 import argparse
@@ -63,16 +63,18 @@ class Store:
     ) -> None:
         """Call ``run(*task)``, which returns runs by name, for every task, each on a core.
 
-        Earlier runs of the `names` go. The file is written after each task.
+        A run takes the place of an earlier one of the same name and seed. The file is written
+        after each task.
         """
-        self.runs |= {name: [] for name in names}
+        for name in names:
+            self.runs.setdefault(name, [])
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             started = [pool.submit(run, *task) for task in tasks]
             try:
                 for done, future in enumerate(as_completed(started), start=1):
                     for name, found in future.result().items():
-                        self.runs[name].append(found)
-                        self.runs[name].sort(key=lambda one: int(one["seed"]))
+                        kept = [one for one in self.runs[name] if one["seed"] != found["seed"]]
+                        self.runs[name] = sorted([*kept, found], key=lambda one: int(one["seed"]))
                         print(f"{done}/{len(tasks)}: {name}, seed {found['seed']}", flush=True)
                     self.write()
             except BaseException:
@@ -132,19 +134,22 @@ def measured(name: str) -> Measure:
 
 
 def show(title: str, table: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
-    """Print rows of intervals as Markdown."""
+    """Print rows of intervals as Markdown, with their numbers of seeds if these differ."""
+    cells = {label: [row.get(column) for column in columns] for label, row in table.items()}
+    uneven = len({len(value["values"]) for row in cells.values() for value in row if value}) > 1
     print(f"\n| {title} | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
-    for label, row in table.items():
-        print(f"| {label} | " + " | ".join(cell(row.get(column)) for column in columns) + " |")
+    for label, row in cells.items():
+        print(f"| {label} | " + " | ".join(cell(value, uneven) for value in row) + " |")
 
 
-def cell(value: dict[str, Any] | None) -> str:
-    """Write a mean with its interval, which one seed has not."""
+def cell(value: dict[str, Any] | None, with_seeds: bool) -> str:
+    """Write a mean with its interval, which one seed has not, and the number of seeds."""
     if value is None:
         return "–"
+    seeds = f", n = {len(value['values'])}" if with_seeds else ""
     if value["low"] is None:
-        return f"{value['mean']:.4f}"
-    return f"{value['mean']:.4f} ({value['low']:.4f} to {value['high']:.4f})"
+        return f"{value['mean']:.4f}{seeds}"
+    return f"{value['mean']:.4f} ({value['low']:.4f} to {value['high']:.4f}){seeds}"
 
 
 def options(description: str | None, script: str) -> argparse.ArgumentParser:

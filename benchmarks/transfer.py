@@ -8,6 +8,7 @@ below that, and writes transfer.json beside this file.
         --survey path/to/atp_w41.jsonl
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,15 @@ def run(name: str, dataset: str, survey: str, changes: list[str], seed: int) -> 
 def by_group(
     predictor: PreferencePredictor, survey: Workspace, size: int
 ) -> dict[str, dict[str, float]]:
-    """Score every group: `size` random answers are shown, all other questions are targets."""
+    """Score every group: `size` random answers are shown, all other questions are targets.
+
+    Groups without other questions are left out.
+    """
     found = {}
     for group in survey.groups:
         table = survey.table(group)
+        if len(table) <= size:
+            continue
         chosen = context_and_targets(table, "all", size, survey.config.seed)
         score = score_targets(predict_targets(predictor, table, *chosen))
         found[group] = {"alignment": score.alignment, "uniform": score.uniform}
@@ -51,19 +57,23 @@ def by_group(
 
 
 def summary(size: int) -> dict[str, Measure]:
-    """Return the measures over groups with so many answers shown."""
+    """Return the measures over groups with so many answers shown; None if no group has them."""
 
-    def scores(result: Run) -> tuple[Any, Any]:
-        groups = result["groups"][str(size)].values()
-        aligned = np.array([group["alignment"] for group in groups])
-        return aligned, aligned - np.array([group["uniform"] for group in groups])
+    def over_groups(measure: Callable[[Any, Any], Any]) -> Measure:
+        def measured(result: Run) -> float | None:
+            groups = result["groups"][str(size)].values()
+            uniform = np.array([group["uniform"] for group in groups])
+            margin = np.array([group["alignment"] for group in groups]) - uniform
+            return float(measure(uniform, margin)) if groups else None
+
+        return measured
 
     return {
-        f"{size} shown: alignment": lambda r: float(scores(r)[0].mean()),
-        f"{size} shown: uniform": lambda r: float((scores(r)[0] - scores(r)[1]).mean()),
-        f"{size} shown: mean margin over uniform": lambda r: float(scores(r)[1].mean()),
-        f"{size} shown: smallest margin": lambda r: float(scores(r)[1].min()),
-        f"{size} shown: groups below uniform": lambda r: float((scores(r)[1] < 0).sum()),
+        f"{size} shown: alignment": over_groups(lambda uniform, margin: (uniform + margin).mean()),
+        f"{size} shown: uniform": over_groups(lambda uniform, _: uniform.mean()),
+        f"{size} shown: mean margin over uniform": over_groups(lambda _, margin: margin.mean()),
+        f"{size} shown: smallest margin": over_groups(lambda _, margin: margin.min()),
+        f"{size} shown: groups below uniform": over_groups(lambda _, margin: (margin < 0).sum()),
     }
 
 

@@ -12,7 +12,8 @@ from scipy.stats import ttest_rel
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from store import Store, measured, read  # noqa: E402
+from alignment import interval  # noqa: E402
+from store import Store, measured, read, show  # noqa: E402
 
 pytestmark = pytest.mark.fast
 
@@ -24,7 +25,7 @@ def constant(name: str, value: float, seed: int) -> dict[str, Any]:
     return {name: {"seed": seed, "measures": {"score": value + seed}}}
 
 
-def test_measuring_one_recipe_again_keeps_the_others_of_the_file(tmp_path: Path) -> None:
+def test_measuring_again_replaces_runs_of_the_same_name_and_seed_alone(tmp_path: Path) -> None:
     path = tmp_path / "runs.json"
     first = Store(path, ABOUT)
     first.runs = {
@@ -35,9 +36,13 @@ def test_measuring_one_recipe_again_keeps_the_others_of_the_file(tmp_path: Path)
     again = Store(path, ABOUT)
     again.measure(constant, [("ours", 7.0, seed) for seed in (1, 0)], ["ours"], processes=1)
     held = json.loads(path.read_text())["runs"]
-    assert [run["measures"]["score"] for run in held["ours"]] == [7.0, 8.0]
+    assert [run["measures"]["score"] for run in held["ours"]] == [7.0, 8.0, 7.0]
     assert [run["seed"] for run in held["published"]] == [0, 1, 2]
     score = measured("score")
+    difference = again.paired(("ours", score), ("published", score))
+    assert difference is not None
+    assert difference["values"] == [5.0, 5.0, 3.0]
+    again.runs["published"].pop()
     difference = again.paired(("ours", score), ("published", score))
     assert difference is not None
     assert difference["values"] == [5.0, 5.0]  # the third seed has no partner
@@ -65,6 +70,16 @@ def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path) -> None:
     found = store.over_seeds("a", measured("score"))
     assert found is not None
     assert (found["mean"], found["low"], found["high"]) == (0.5, None, None)
+
+
+def test_a_table_tells_numbers_of_seeds_where_they_differ(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show("t", {"score": {"a": interval([0.5, 0.5]), "b": interval([0.5, 0.5])}}, ["a", "b"])
+    assert "n =" not in capsys.readouterr().out
+    show("t", {"score": {"a": interval([0.5, 0.5]), "b": interval([0.5]), "c": None}}, list("abc"))
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row == "| score | 0.5000 (0.5000 to 0.5000), n = 2 | 0.5000, n = 1 | – |"
 
 
 def test_a_file_of_other_data_or_format_is_refused(tmp_path: Path) -> None:

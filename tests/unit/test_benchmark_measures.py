@@ -1,0 +1,58 @@
+"""What the benchmarks measure where groups are few or small, and megabytes of older runs."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from convergence import megabytes_down, megabytes_up, note_down, to_reach  # noqa: E402
+from trained import configured, context_curve  # noqa: E402
+from transfer import by_group, summary  # noqa: E402
+
+from pluralllm_fl.predictor import PreferencePredictor, initial_predictor  # noqa: E402
+from pluralllm_fl.workspace import Workspace, open_workspace  # noqa: E402
+
+pytestmark = pytest.mark.fast
+
+SURVEY = ("synthetic-groups = 4", "synthetic-questions = 30")
+
+
+def untrained(*changes: str) -> tuple[PreferencePredictor, Workspace]:
+    """Return a predictor without memory and a survey of 4 groups with 30 answers each."""
+    workspace = open_workspace(configured("ours", "synthetic", 0, (*SURVEY, *changes)))
+    return initial_predictor(workspace.config, workspace.vectors.shape[1], ""), workspace
+
+
+def test_one_unseen_group_has_no_stranger() -> None:
+    curve = context_curve(*untrained("unseen-fraction = 0.25"), sizes=(0, 5))
+    assert [set(point) for point in curve] == [{"size", "own"}] * 2
+
+
+def test_contexts_larger_than_the_answers_are_left_out() -> None:
+    curve = context_curve(*untrained("unseen-fraction = 0.5"), sizes=(5, 16))
+    assert [set(point) for point in curve] == [{"size", "own", "wrong"}, {"size"}]
+
+
+def test_groups_without_targets_are_left_out_of_a_transfer() -> None:
+    predictor, survey = untrained()
+    groups = {size: by_group(predictor, survey, int(size)) for size in ("5", "30")}
+    assert set(groups["5"]) == set(survey.groups)
+    found = summary(5)["5 shown: alignment"]({"groups": groups})
+    assert found == pytest.approx(np.mean([g["alignment"] for g in groups["5"].values()]))
+    assert all(measure({"groups": groups}) is None for measure in summary(30).values())
+
+
+def test_older_runs_get_the_megabytes_down_of_their_recipe() -> None:
+    for name, length, nodes in (("ours", 768, 8), ("published", 384, 8)):
+        predictor = initial_predictor(configured(name, "", 0, ()), length, "")
+        up = nodes * megabytes_up(predictor)
+        run = {"megabytes_a_round": up, "curve": [{"round": 3, "unseen": 0.8}]}
+        note_down({name: [run]})
+        down = nodes * megabytes_down(predictor)
+        reached = to_reach(run, 0.8)
+        assert reached is not None
+        assert reached["megabytes up and down"] == pytest.approx(3 * (up + down))
