@@ -12,10 +12,11 @@ import torch
 from pluralllm_fl.baselines import OnRound, centralised, federated
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.datasets.globalopinionqa import UNSEEN
-from pluralllm_fl.diagnostics import diagnose
+from pluralllm_fl.diagnostics import own_alignment, wrong_alignment
 from pluralllm_fl.evaluation import evaluate_group, evaluation_order, split_blocks
 from pluralllm_fl.metrics import alignment
 from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.references import reference_alignment, seen_mean, uniform
 from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ RECIPES: dict[str, tuple[Callable[..., PreferencePredictor], dict[str, Any]]] = 
     "published": (federated, PUBLISHED),
     MANY: (
         federated,
-        {"unseen-groups": ";".join(UNSEEN), "num-server-rounds": 2, "local-steps": 10},
+        {"unseen-groups": ";".join(UNSEEN), "num-server-rounds": 1},
     ),
 }
 SIZES = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -79,16 +80,25 @@ def unseen_block(predictor: PreferencePredictor, workspace: Workspace) -> dict[s
 
 def all_measures(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, float]:
     """Return the measures of docs/metrics.md on the unseen groups."""
-    unseen, found = unseen_block(predictor, workspace), diagnose(predictor, workspace)
+    unseen, size = unseen_block(predictor, workspace), workspace.config.context_questions
+
+    def mean(measure: Callable[[str], float | None]) -> float:
+        values = [value for g in workspace.unseen if (value := measure(g)) is not None]
+        return float(np.mean(values))
+
+    own = mean(lambda g: own_alignment(predictor, workspace, g, size))
+    remembered = seen_mean(workspace)
     return {
         "unseen alignment": unseen["alignment"],
         "unseen, test questions": unseen["test_questions"]["alignment"],
         "CoV of unseen groups": unseen["cov"],
         "worst unseen group": unseen["min"],
-        "context gain, 20 questions": found["context_gain"]["unseen"],
-        "own minus wrong context": found["wrong_context"]["unseen"],
-        "seen mean (raw answers)": found["references"]["seen_mean"]["unseen"],
-        "uniform": found["references"]["uniform"]["unseen"],
+        f"context gain, {size} questions": own
+        - mean(lambda g: own_alignment(predictor, workspace, g, 0)),
+        "own minus wrong context": own
+        - mean(lambda g: wrong_alignment(predictor, workspace, g, size)),
+        "seen mean (raw answers)": mean(lambda g: reference_alignment(workspace, remembered, g)),
+        "uniform": mean(lambda g: reference_alignment(workspace, uniform, g)),
     }
 
 

@@ -52,10 +52,12 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
     n = workspace.config.context_questions
     most = min(len(workspace.table(group)) // 2 for group in workspace.groups)
     sizes = [size for size in CONTEXT_SIZES if size <= most]
-    points = [_by_side(workspace, partial(_own, predictor, workspace, size=k)) for k in sizes]
-    own = _by_side(workspace, partial(_own, predictor, workspace, size=n))
-    none = _by_side(workspace, partial(_own, predictor, workspace, size=0))
-    wrong = _by_side(workspace, partial(_wrong, predictor, workspace, size=n))
+    points = [
+        _by_side(workspace, partial(own_alignment, predictor, workspace, size=k)) for k in sizes
+    ]
+    own = _by_side(workspace, partial(own_alignment, predictor, workspace, size=n))
+    none = _by_side(workspace, partial(own_alignment, predictor, workspace, size=0))
+    wrong = _by_side(workspace, partial(wrong_alignment, predictor, workspace, size=n))
     ceiling = workspace.dataset.ceiling
     return {
         "context_sizes": sizes,
@@ -102,12 +104,14 @@ def _halves(workspace: Workspace, group: str) -> tuple[GroupTable, IntArray, Int
     return table, order[: len(order) // 2], order[len(order) // 2 :]
 
 
-def _own(predictor: PreferencePredictor, workspace: Workspace, group: str, size: int) -> float:
+def own_alignment(
+    predictor: PreferencePredictor, workspace: Workspace, group: str, size: int
+) -> float:
     table, pool, targets = _halves(workspace, group)
     return score_targets(predict_targets(predictor, table, pool[:size], targets)).alignment
 
 
-def _wrong(
+def wrong_alignment(
     predictor: PreferencePredictor, workspace: Workspace, group: str, size: int
 ) -> float | None:
     """Show the predictor other groups' answers, to questions outside the targets."""
