@@ -21,9 +21,6 @@ from pluralllm_fl.baselines import federated
 from pluralllm_fl.memory import OWNED
 from pluralllm_fl.predictor import PreferencePredictor
 
-# Megabytes down a round of runs that were measured before they were noted: MiniLM's vectors and a
-# prototype a node. What the published recipe sends down is of the size of what comes up.
-UNNOTED_DOWN = {"ours": 76.742976, MANY: 5223.299664}
 # Paired differences, seed by seed.
 COMPARED = (
     ("ours", "published"),
@@ -73,14 +70,6 @@ def megabytes_up(predictor: PreferencePredictor) -> float:
 def megabytes_down(predictor: PreferencePredictor) -> float:
     """Return the size of what every node receives: the whole model."""
     return 4e-6 * float(sum(value.numel() for value in predictor.state_dict().values()))
-
-
-def note_down(runs: dict[str, list[Run]]) -> None:
-    """Add the megabytes down to runs that lack them."""
-    for name, of_name in runs.items():
-        for one in of_name:
-            down = UNNOTED_DOWN.get(name, one["megabytes_a_round"])
-            one.setdefault("megabytes_down_a_round", down)
 
 
 def to_reach(result: Run, target: float) -> dict[str, float | None] | None:
@@ -189,7 +178,6 @@ def main() -> None:
         for seed in range(arguments.seeds)
     ]
     store.measure(run, tasks, arguments.recipes, arguments.processes)
-    note_down(store.runs)
     table, sent, compared = rows(store), traffic(store), ratios(store)
     store.write(table=table, megabytes_a_round=sent, compared=compared)
     show("measure", table, list(next(iter(table.values()))))

@@ -9,7 +9,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from convergence import megabytes_down, megabytes_up, note_down, to_reach  # noqa: E402
+from convergence import megabytes_down, megabytes_up, to_reach  # noqa: E402
 from trained import configured, context_curve  # noqa: E402
 from transfer import by_group, summary  # noqa: E402
 
@@ -46,13 +46,17 @@ def test_groups_without_targets_are_left_out_of_a_transfer() -> None:
     assert all(measure({"groups": groups}) is None for measure in summary(30).values())
 
 
-def test_older_runs_get_the_megabytes_down_of_their_recipe() -> None:
-    for name, length, nodes in (("ours", 768, 8), ("published", 384, 8)):
-        predictor = initial_predictor(configured(name, "", 0, ()), length, "")
-        up = nodes * megabytes_up(predictor)
-        run = {"megabytes_a_round": up, "curve": [{"round": 3, "unseen": 0.8}]}
-        note_down({name: [run]})
-        down = nodes * megabytes_down(predictor)
-        reached = to_reach(run, 0.8)
-        assert reached is not None
-        assert reached["megabytes up and down"] == pytest.approx(3 * (up + down))
+def test_bytes_to_a_target_count_both_directions() -> None:
+    predictor = initial_predictor(configured("ours", "", 0, ()), 768, "")
+    up, down = megabytes_up(predictor), megabytes_down(predictor)
+    # Of 8 prototypes a node sends one; the mixing numbers go both ways.
+    assert down == pytest.approx(8 * up, rel=1e-4)
+    run = {
+        "megabytes_a_round": 8 * up,
+        "megabytes_down_a_round": 8 * down,
+        "curve": [{"round": 2, "unseen": 0.7}, {"round": 3, "unseen": 0.8}],
+    }
+    reached = to_reach(run, 0.8)
+    assert reached is not None
+    assert reached["megabytes up"] == pytest.approx(24 * up)
+    assert reached["megabytes up and down"] == pytest.approx(24 * (up + down))
