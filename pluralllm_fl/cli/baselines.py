@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pluralllm_fl.cli.console import guarded, labelled, messages, output
-from pluralllm_fl.cli.settings import gather
+from pluralllm_fl.cli.settings import Assignments, Dataset, Recipe, Seed, Seen, Unseen, gather
 from pluralllm_fl.cli.use import AsJson
 from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.formats import duration
@@ -27,21 +26,12 @@ SHARED = (
 
 @guarded
 def baselines(
-    dataset: Annotated[
-        str | None, typer.Option(metavar="NAME_OR_PATH", help="Data set; default: synthetic.")
-    ] = None,
-    seen: Annotated[str | None, typer.Option(metavar='"A;B;…"', help="Groups that train.")] = None,
-    unseen: Annotated[
-        str | None, typer.Option(metavar='"C;D;…"', help="Groups that never train.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Model, sampling and splits.")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="File of run-config keys.")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any run-config key; repeatable."),
-    ] = None,
+    dataset: Dataset = None,
+    seen: Seen = None,
+    unseen: Unseen = None,
+    seed: Seed = None,
+    recipe: Recipe = None,
+    assignments: Assignments = None,
     published: Annotated[
         bool, typer.Option("--published", help="Train the published recipe too: takes minutes.")
     ] = False,

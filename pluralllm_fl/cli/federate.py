@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pluralllm_fl.cli.console import guarded, labelled, output
-from pluralllm_fl.cli.settings import gather, gather_resumed
+from pluralllm_fl.cli.settings import Assignments, gather, gather_resumed
 from pluralllm_fl.cli.simulate import simulate
 from pluralllm_fl.cli.tables import show_groups, show_summary
 from pluralllm_fl.config import RunConfig
@@ -17,11 +17,6 @@ from pluralllm_fl.runs import read_json, resolve_run
 
 if TYPE_CHECKING:
     from pluralllm_fl.federation.supervisor import FlowerConnection
-
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any run-config key; repeatable."),
-]
 
 
 @guarded

@@ -4,12 +4,27 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from pluralllm_fl.artefacts import new_run_name
 from pluralllm_fl.config import RunConfig, Value, default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
 from pluralllm_fl.runs import read_json, resolve_run
+
+# Options of several commands that become run-config keys.
+Dataset = Annotated[
+    str | None, typer.Option(metavar="NAME_OR_PATH", help="Data set; default: synthetic.")
+]
+Seen = Annotated[str | None, typer.Option(metavar='"A;B;…"', help="Groups that train.")]
+Unseen = Annotated[str | None, typer.Option(metavar='"C;D;…"', help="Groups that never train.")]
+Seed = Annotated[int | None, typer.Option(help="Model, sampling and splits.")]
+Recipe = Annotated[Path | None, typer.Option(metavar="FILE.toml", help="File of run-config keys.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any run-config key; repeatable."),
+]
 
 
 def gather(

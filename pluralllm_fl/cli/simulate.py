@@ -23,7 +23,16 @@ from pluralllm_fl.cli.console import (
     output,
     show_error,
 )
-from pluralllm_fl.cli.settings import gather, gather_resumed
+from pluralllm_fl.cli.settings import (
+    Assignments,
+    Dataset,
+    Recipe,
+    Seed,
+    Seen,
+    Unseen,
+    gather,
+    gather_resumed,
+)
 from pluralllm_fl.cli.tables import show_diagnostics, show_groups, show_summary
 from pluralllm_fl.config import RunConfig, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
@@ -38,22 +47,13 @@ if TYPE_CHECKING:
 
 @guarded
 def simulate(
-    dataset: Annotated[
-        str | None, typer.Option(metavar="NAME_OR_PATH", help="Data set; default: synthetic.")
-    ] = None,
-    seen: Annotated[str | None, typer.Option(metavar='"A;B;…"', help="Groups that train.")] = None,
-    unseen: Annotated[
-        str | None, typer.Option(metavar='"C;D;…"', help="Groups that never train.")
-    ] = None,
+    dataset: Dataset = None,
+    seen: Seen = None,
+    unseen: Unseen = None,
     rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Model, sampling and splits.")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="File of run-config keys.")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any run-config key; repeatable."),
-    ] = None,
+    seed: Seed = None,
+    recipe: Recipe = None,
+    assignments: Assignments = None,
     output_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Holds one folder a run; default: ./runs.")
     ] = None,
