@@ -116,17 +116,17 @@ def convergence(runs: dict[str, list[Run]]) -> str:
         curves.append(Curve(name, COLOURS[name], points))
     sent = [x for curve in curves for x, _ in curve.points]
     x = Scale(min(sent), max(sent), math.log10)
-    levels: list[tuple[str, str, str, str, bool]] = [
-        ("ours, centralised", "ours, centralised", "unseen alignment", COLOURS["ours"], True),
+    levels = (
+        ("ours, centralised", "ours, centralised", "unseen alignment", COLOURS["ours"]),
         ("published, centralised", "published, centralised", "unseen alignment",
-         COLOURS["published"], True),
-        ("seen countries' mean", "ours", "seen mean (raw answers)", "#666", True),
-        ("uniform guess", "ours", "uniform", "#999", True),
-    ]  # fmt: skip
-    for label, name, measure, colour, dashed in levels:
+         COLOURS["published"]),
+        ("seen countries' mean", "ours", "seen mean (raw answers)", "#666"),
+        ("uniform guess", "ours", "uniform", "#999"),
+    )  # fmt: skip
+    for label, name, measure, colour in levels:
         if (level := mean(runs.get(name, []), measured(measure))) is not None:
             ends = [(x.low, level), (x.high, level)]
-            curves.append(Curve(label, colour, ends, dashed, dots=False))
+            curves.append(Curve(label, colour, ends, dashed=True, dots=False))
     first, last = math.ceil(math.log10(x.low)), math.floor(math.log10(x.high))
     return draw(
         "Alignment of unseen countries over what nodes send up",

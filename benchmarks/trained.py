@@ -13,8 +13,7 @@ from pluralllm_fl.baselines import OnRound, centralised, federated
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.datasets.globalopinionqa import UNSEEN
 from pluralllm_fl.diagnostics import own_alignment, wrong_alignment
-from pluralllm_fl.evaluation import evaluate_group, evaluation_order, split_blocks
-from pluralllm_fl.metrics import alignment
+from pluralllm_fl.evaluation import beside_answers, evaluate_group, evaluation_order, split_blocks
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.references import reference_alignment, seen_mean, uniform
 from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
@@ -122,9 +121,8 @@ def _sides(predictor: PreferencePredictor, workspace: Workspace, size: int) -> d
         table = workspace.table(group)
         order = evaluation_order(table, seed)
         targets = order[len(order) // 2 :]
-        asked, batch = {table.questions[i] for i in targets}, table.batch(targets)
-        assert batch.distribution is not None
-        true, question = batch.distribution.cpu().numpy(), batch.question.cpu().numpy()
+        asked = {table.questions[i] for i in targets}
+        batch = table.batch(targets).without_answers()
         for draw in range(DRAWS if size else 1):
             shown_by = {"own": group}
             if strangers := groups[at + 1 :] + groups[:at]:
@@ -136,7 +134,7 @@ def _sides(predictor: PreferencePredictor, workspace: Workspace, size: int) -> d
                 if len(pool) < size:
                     continue
                 context = answers.batch(np.array(pool, dtype=np.int64))
-                predicted = predictor.predict(context, batch.without_answers())
-                found = alignment(predicted.double().cpu().numpy(), true, question)
+                predicted = predictor.predict(context, batch).double().cpu().numpy()
+                found = beside_answers(predicted, table, targets).alignment
                 scores[side].append(float(found.mean()))
     return {side: float(np.mean(values)) for side, values in scores.items() if values}

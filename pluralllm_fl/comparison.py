@@ -91,19 +91,18 @@ def comparators(workspace: Workspace, published: Workspace | None = None) -> lis
         "agreement memory (oracle)": agreement_memory,
     }
     found = [_fixed(name, workspace, build) for name, build in references.items()]
-    config = workspace.config
-    found.append(_trained("local only", workspace, config, baselines.local_only))
-    found.append(_trained("centralised", workspace, config, baselines.centralised))
-    found.append(_trained("federated", workspace, config, baselines.federated))
+    found.append(_trained("local only", workspace, baselines.local_only))
+    found.append(_trained("centralised", workspace, baselines.centralised))
+    found.append(_trained("federated", workspace, baselines.federated))
     random = with_random_vectors(workspace)
-    found.append(_trained("random embeddings", random, config, baselines.federated))
+    found.append(_trained("random embeddings", random, baselines.federated))
     if published is not None:
         for name, train in (
             ("published, local only", baselines.local_only),
             ("published, centralised", baselines.centralised),
             ("published, federated", baselines.federated),
         ):
-            found.append(_trained(name, published, published.config, train))
+            found.append(_trained(name, published, train))
     return found
 
 
@@ -140,7 +139,9 @@ def _fixed(name: str, workspace: Workspace, build: Callable[[Workspace], Referen
     return Comparator(name=name, workspace=workspace, fit=fit, steps=steps)
 
 
-def _trained(name: str, workspace: Workspace, config: RunConfig, train: Train) -> Comparator:
+def _trained(name: str, workspace: Workspace, train: Train) -> Comparator:
+    config = workspace.config
+
     def fit(tick: Tick) -> Sequence[Predict]:
         trained = train(workspace, config, lambda *_: tick())
         predictors = trained if isinstance(trained, list) else [trained]

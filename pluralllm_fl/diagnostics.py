@@ -5,7 +5,7 @@ Written after a simulation, where all data is local; a deployment has no such fi
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.episodes import GroupTable, IntArray
 from pluralllm_fl.evaluation import (
     Targets,
+    beside_answers,
     context_and_targets,
     evaluation_order,
     predict_targets,
     score_targets,
 )
 from pluralllm_fl.inference import require_same_embedding, run_config
-from pluralllm_fl.metrics import alignment, ordinal_alignment
+from pluralllm_fl.metrics import ordinal_alignment
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.references import reference_alignment, seen_mean, uniform
 from pluralllm_fl.workspace import Workspace, open_workspace
@@ -52,11 +53,12 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
     n = workspace.config.context_questions
     most = min(len(workspace.table(group)) // 2 for group in workspace.groups)
     sizes = [size for size in CONTEXT_SIZES if size <= most]
-    points = [
-        _by_side(workspace, partial(own_alignment, predictor, workspace, size=k)) for k in sizes
-    ]
-    own = _by_side(workspace, partial(own_alignment, predictor, workspace, size=n))
-    none = _by_side(workspace, partial(own_alignment, predictor, workspace, size=0))
+
+    @cache  # the curve usually holds both sizes of the gain
+    def own(size: int) -> dict[str, float | None]:
+        return _by_side(workspace, partial(own_alignment, predictor, workspace, size=size))
+
+    points = [own(size) for size in sizes]
     wrong = _by_side(workspace, partial(wrong_alignment, predictor, workspace, size=n))
     ceiling = workspace.dataset.ceiling
     return {
@@ -65,8 +67,8 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
             "seen": [point["seen"] for point in points],
             "unseen": [point["unseen"] for point in points] if workspace.unseen else None,
         },
-        "context_gain": _difference(own, none),
-        "wrong_context": _difference(own, wrong),
+        "context_gain": _difference(own(n), own(0)),
+        "wrong_context": _difference(own(n), wrong),
         "ordinal_alignment": _by_side(workspace, partial(_ordinal, predictor, workspace)),
         "references": {
             "uniform": _by_side(workspace, partial(reference_alignment, workspace, uniform)),
@@ -117,18 +119,14 @@ def wrong_alignment(
     """Show the predictor other groups' answers, to questions outside the targets."""
     table, _, targets = _halves(workspace, group)
     asked = {table.questions[i] for i in targets}
-    batch = table.batch(targets)
-    true, question = table.batch(targets).distribution, batch.question.cpu().numpy()
-    assert true is not None
+    batch = table.batch(targets).without_answers()
     scores = []
     for stranger in _others(workspace, group):
         other = workspace.table(stranger)
         order = evaluation_order(other, workspace.config.seed)
         pool = np.array([i for i in order if other.questions[i] not in asked], dtype=np.int64)
-        predicted = predictor.predict(other.batch(pool[:size]), batch.without_answers())
-        scores.append(
-            alignment(predicted.double().cpu().numpy(), true.cpu().numpy(), question).mean()
-        )
+        predicted = predictor.predict(other.batch(pool[:size]), batch).double().cpu().numpy()
+        scores.append(beside_answers(predicted, table, targets).alignment.mean())
     return float(np.mean(scores)) if scores else None
 
 

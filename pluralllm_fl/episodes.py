@@ -62,6 +62,11 @@ class QuestionBatch:
         """Invert `pad`."""
         return padded[self.question, self.position]
 
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Normalise logits (N,) within each question."""
+        padded = self.pad(logits).masked_fill(~self.mask, -torch.inf)
+        return self.flatten(padded.log_softmax(dim=1))
+
     @classmethod
     def build(
         cls, vectors: Tensor, first_row: IntArray, size: IntArray, distribution: Tensor | None
@@ -166,15 +171,21 @@ class GroupTable:
         """Return the indices of the questions in any of these splits."""
         return np.flatnonzero(np.isin(self.split, splits))
 
-    def batch(self, questions: Sequence[int] | IntArray) -> QuestionBatch:
-        """Gather questions (with the group's answers) by index."""
+    def answers(self, questions: Sequence[int] | IntArray) -> NDArray[np.float32]:
+        """Return the distributions of questions by index, flat."""
         index = np.asarray(questions, dtype=np.int64)
         size = self.size[index]
         starts = (np.cumsum(self.size) - self.size)[index]
         offsets = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        distribution = self.distribution[np.repeat(starts, size) + offsets]
+        found: NDArray[np.float32] = self.distribution[np.repeat(starts, size) + offsets]
+        return found
+
+    def batch(self, questions: Sequence[int] | IntArray) -> QuestionBatch:
+        """Gather questions (with the group's answers) by index."""
+        index = np.asarray(questions, dtype=np.int64)
+        distribution = torch.from_numpy(self.answers(index))
         return QuestionBatch.build(
-            self.vectors, self.first_row[index], size, torch.from_numpy(distribution)
+            self.vectors, self.first_row[index], self.size[index], distribution
         )
 
 

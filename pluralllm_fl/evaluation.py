@@ -104,10 +104,8 @@ def predict_targets(
 
 def beside_answers(predicted: FloatArray, table: GroupTable, targets: IntArray) -> Targets:
     """Put predicted distributions (flat, in the order of `targets`) beside the group's answers."""
-    batch = table.batch(targets)
-    assert batch.distribution is not None
-    true = batch.distribution.double().cpu().numpy()
-    return Targets(targets, predicted, true, batch.question.cpu().numpy())
+    question = np.repeat(np.arange(len(targets)), table.size[targets])
+    return Targets(targets, predicted, table.answers(targets).astype(np.float64), question)
 
 
 def score_targets(targets: Targets) -> SplitScore:

@@ -102,8 +102,7 @@ class PreferencePredictor(nn.Module):
     def score(self, context: tuple[Tensor, ...], targets: QuestionBatch) -> Prediction:
         """Score the targets' options given an encoded context; answers in `targets` are unused."""
         logits, log_std = self.network.score(context, targets)
-        padded = targets.pad(logits).masked_fill(~targets.mask, -torch.inf)
-        return Prediction(targets.flatten(padded.log_softmax(dim=1)), log_std)
+        return Prediction(targets.log_softmax(logits), log_std)
 
     def forward(self, context: QuestionBatch | None, targets: QuestionBatch) -> Prediction:
         """Encode and score in one call."""

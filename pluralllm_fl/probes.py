@@ -67,7 +67,7 @@ def ridge_probe(workspace: Workspace) -> Reference:
         batch = table.batch(targets)
         biased, option = features(batch, dim)
         scores = ((biased @ matrix)[batch.question] * option).sum(1)
-        return _as_array(_log_softmax(scores, batch).exp())
+        return _as_array(batch.log_softmax(scores).exp())
 
     return predict
 
@@ -86,7 +86,7 @@ def mlp_probe(workspace: Workspace) -> Reference:
     def log_probability(batch: QuestionBatch) -> Tensor:
         biased, option = features(batch, dim)
         scores = layers(torch.cat([biased[batch.question], option], dim=1))[:, 0]
-        return _log_softmax(scores, batch)
+        return batch.log_softmax(scores)
 
     optimizer = FlatAdamW(list(layers.parameters()), MLP_LEARNING_RATE, MLP_WEIGHT_DECAY)
     for _ in range(MLP_STEPS):
@@ -117,11 +117,6 @@ def _at_most(data: Pooled, options: int) -> Pooled:
     kept = torch.arange(number, device=data.shares.device)
     rows = data.questions.question < number
     return Pooled(data.questions.select(kept), data.shares[rows])
-
-
-def _log_softmax(scores: Tensor, batch: QuestionBatch) -> Tensor:
-    padded = batch.pad(scores).masked_fill(~batch.mask, -torch.inf)
-    return batch.flatten(padded.log_softmax(dim=1))
 
 
 def _as_array(probability: Tensor) -> FloatArray:

@@ -48,24 +48,28 @@ def agreement_memory(workspace: Workspace) -> Reference:
     """
     config, answers = workspace.config, seen_answers(workspace, *EVERY_SPLIT)
 
-    def weights(table: GroupTable, context: IntArray, sharpness: float) -> FloatArray:
-        score = sharpness * agreement(answers, table, context)
+    def weigh(table: GroupTable, agreed: FloatArray, sharpness: float) -> FloatArray:
+        score = sharpness * agreed
         weight: FloatArray = np.exp(score - score.max()) * _others(workspace, table.group)
         return weight
 
+    seen = []
+    for table in map(workspace.table, workspace.seen):
+        shown, asked = context_and_targets(table, "all", config.context_questions, config.seed)
+        seen.append((table, asked, agreement(answers, table, shown)))
+
     def score(sharpness: float) -> float:
         scores = []
-        for group in workspace.seen:
-            table = workspace.table(group)
-            shown, asked = context_and_targets(table, "all", config.context_questions, config.seed)
-            predicted = _recalled(answers, weights(table, shown, sharpness), table, asked)
+        for table, asked, agreed in seen:
+            predicted = _recalled(answers, weigh(table, agreed, sharpness), table, asked)
             scores.append(beside_answers(predicted, table, asked).alignment.mean())
         return float(np.mean(scores))
 
     best = max(SHARPNESS, key=score)
 
     def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:
-        return _recalled(answers, weights(table, context, best), table, targets)
+        agreed = agreement(answers, table, context)
+        return _recalled(answers, weigh(table, agreed, best), table, targets)
 
     return predict
 
@@ -138,9 +142,8 @@ def option_rows(first_row: IntArray, size: IntArray) -> IntArray:
 
 def agreement(answers: FloatArray, table: GroupTable, context: IntArray) -> FloatArray:
     """Return each seen group's mean alignment with a context, (seen groups,)."""
-    batch = table.batch(context)
-    assert batch.distribution is not None
-    true, question = batch.distribution.double().cpu().numpy(), batch.question.cpu().numpy()
+    true = table.answers(context).astype(np.float64)
+    question = np.repeat(np.arange(len(context)), table.size[context])
     shown = answers[:, option_rows(table.first_row[context], table.size[context])]
     group, option = np.nonzero(~np.isnan(shown))
     cells, cell = np.unique(group * len(context) + question[option], return_inverse=True)
