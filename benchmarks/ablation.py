@@ -19,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from store import Run, Store, measured, options, script, shared_facts, show
+from torch import Tensor
 from trained import configured, context_curve, unseen_block
 
 from pluralllm_fl import memory, pluralistic, training
@@ -30,6 +31,7 @@ from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
 
 LEAST_ANSWERS = 250
 ONE_TEXT = "{question}\n\nA. {option}"
+POWER = 1.65  # what development groups had settled on
 OFF = -40.0  # a logarithm: its exponential is nothing, and so is the gradient, so it stays there
 
 
@@ -42,15 +44,24 @@ class Variant:
     change: Callable[[], Any] = nullcontext
 
 
+def powers_of_coverage(weight: Tensor, coverage: Tensor, _: Tensor) -> Tensor:
+    """Weigh as before least variance: blind to how many prototypes do not know the question."""
+    share = weight * coverage**POWER
+    return share / share.sum(1, keepdim=True).clamp(min=1e-12)
+
+
 FULL = "full recipe"
 VARIANTS: dict[str, Variant] = {
     FULL: Variant(),
     "no Gaussian process": Variant(mixing={"spread": OFF, "novelty": OFF}),
     "no agreement weights": Variant(mixing={"agreement": OFF}),
-    "no coverage weights": Variant(mixing={"trust": OFF}),
-    "coverages not evened out": Variant(change=lambda: patch.object(pluralistic, "EVENING", 0)),
+    "no coverage weights": Variant(mixing={"ignorance": OFF}),
+    "powers of the coverage as weights": Variant(
+        change=lambda: patch.object(pluralistic, "least_variance", powers_of_coverage)
+    ),
     "as sure of unknown questions": Variant(mixing={"familiarity": OFF}),
     "question and option in one text": Variant({"embedding_template": ONE_TEXT}),
+    "vectors not standardised": Variant({"embedding_standardise": False}),
     "own prototype visible in training": Variant(
         change=lambda: patch.object(PluralisticNetwork, "without", lambda *_: nullcontext())
     ),
@@ -98,7 +109,7 @@ def measure(variant: Variant, workspace: Workspace) -> Run:
         stack.enter_context(patch.dict(pluralistic.MIXING, variant.mixing))
         stack.enter_context(variant.change())
         config = replace(workspace.config, **changed)
-        if config.embedding_template != workspace.config.embedding_template:
+        if changed.keys() & {"embedding_template", "embedding_standardise"}:
             workspace = open_workspace(config)
         predictor = federated(workspace, config, lambda *_: None).eval()
         unseen = unseen_block(predictor, workspace)
@@ -118,7 +129,7 @@ def measure(variant: Variant, workspace: Workspace) -> Run:
 
 @contextmanager
 def shared_fits() -> Iterator[None]:
-    """Fit a prototype once for equal answers, ridge and representation."""
+    """Fit a prototype once for equal answers, vectors, ridge and representation."""
     fits: dict[Any, Any] = {}
     fit = memory.remember
 
@@ -126,8 +137,8 @@ def shared_fits() -> Iterator[None]:
         network: PluralisticNetwork, answers: QuestionBatch, *, prototype: int, ridge: float
     ) -> None:
         assert answers.distribution is not None
-        width = answers.embedding.shape[1]
-        key = (answers.distribution.numpy().tobytes(), ridge, pluralistic.SQUARES, width)
+        data = answers.distribution.numpy().tobytes(), answers.embedding[0].numpy().tobytes()
+        key = (*data, ridge, pluralistic.SQUARES)
         owned = network.memory, network.coverage
         if key not in fits:
             fit(network, answers, prototype=prototype, ridge=ridge)

@@ -9,6 +9,7 @@ import json
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -176,9 +177,10 @@ def script(main: Callable[[], None]) -> None:
 def shared_facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what runs must share to stand in one file: data, language model, config changes."""
     config = configured("ours", arguments.dataset, 0, arguments.set)
+    language_model = replace(config, embedding_standardise=False)  # recipes differ in the rest
     return {
         "dataset": Path(arguments.dataset).name,
         "fingerprint": read_dataset(config).fingerprint,
-        "embedder": text_embedder(config).fingerprint,
+        "embedder": text_embedder(language_model).fingerprint,
         "changes": arguments.set,
     }

@@ -35,6 +35,7 @@ class RunConfig:
     embedding_model: str
     embedding_pooling: Literal["mean", "last"]
     embedding_template: str
+    embedding_standardise: bool
     embedding_cache: str
     architecture: Literal["pluralistic", "published"]
     prototypes: int

@@ -81,6 +81,7 @@ class Pluralist:
             pooling=config.embedding_pooling,
             template=config.embedding_template,
             cache_dir=embedding_cache,
+            standardise=config.embedding_standardise,
         )
         require_same_embedding(predictor, embedder.fingerprint)
         embedder.load()

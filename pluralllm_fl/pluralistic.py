@@ -26,7 +26,7 @@ MIXING = {
     "question_scale": 0.4,  # how fast similarity falls with the distance of questions
     "option_scale": 0.4,  # and of options
     "temperature": 0.0,  # sharpness of the recalled answers
-    "trust": 0.5,  # power of the coverage in the weights
+    "ignorance": 0.0,  # variance that prototypes share where they do not know the question
     "familiarity": -1.2,  # power of the best coverage in the sharpness
 }
 BIAS = math.sqrt(0.5)  # constant beside q: options have a meaning of their own
@@ -34,7 +34,7 @@ MOST_CONTEXT_OPTIONS = 4000  # conditioning solves a dense system: 64 MB a matri
 SQUARES = math.sqrt(0.5)  # weight of an option's squares
 COVERAGE_SCALE = math.sqrt(10.0)
 LEAST_COVERAGE = 0.02
-EVENING = 4  # exponent by which weights even out where no prototype knows the question
+LEAST_SHARE = 1e-6  # of a prototype's weight, whatever it does not know
 NEWTON_STEPS = 7
 LONGEST_STEP = 2.0  # in logits
 
@@ -60,8 +60,9 @@ class PluralisticNetwork(nn.Module):
     fitted in closed form on the group's node, and a vector that says which questions it covers.
 
     *Prior.* The prototypes' logits are averaged (a product of experts, as in distributed Gaussian
-    processes, Deisenroth and Ng 2015, arXiv 1502.02843), weighted by coverage of the question
-    and by ``softmax`` of how well each agrees with the context; flatter where none covers it.
+    processes, Deisenroth and Ng 2015, arXiv 1502.02843) with the weights of least variance, given
+    how well each agrees with the context and knows the question (`least_variance`); flatter where
+    none knows it.
 
     *Posterior.* The group asked differs from that by a Gaussian process over options, along the
     prototypes' differences and in the space of embeddings; the context answers condition it
@@ -183,10 +184,10 @@ class PluralisticNetwork(nn.Module):
         answers = context.pad(recall.logits).masked_fill(~context.mask[..., None], -torch.inf)
         true = context.pad(context.distribution)[..., None]  # type: ignore[arg-type]
         closeness = 1 - js_distance(answers.softmax(dim=1), true)  # (Q, prototypes)
-        trust = recall.coverage ** mixing["trust"].exp() * active
-        average = (trust * closeness).sum(1) / trust.sum(1).clamp(min=1e-12)
-        gain = (trust * (closeness - average[:, None])).sum(0)
-        score = mixing["agreement"].exp() * gain / (trust.sum(0) + mixing["doubt"].exp())
+        known = recall.coverage * active
+        average = (known * closeness).sum(1) / known.sum(1).clamp(min=1e-12)
+        gain = (known * (closeness - average[:, None])).sum(0)
+        score = mixing["agreement"].exp() * gain / (known.sum(0) + mixing["doubt"].exp())
         weight = (score - score.detach().max()).exp() * active
         return weight / weight.sum().clamp(min=1e-12)
 
@@ -194,15 +195,44 @@ class PluralisticNetwork(nn.Module):
         self, batch: QuestionBatch, recall: Recall, weight: Tensor, mixing: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted logits (N,) and the prototypes' differences from them."""
-        known = (recall.coverage * (weight > 0)).amax(1).clamp(min=LEAST_COVERAGE)
-        # Where even the best prototype knows little, little tells it from the others.
-        trust = mixing["trust"].exp() * known**EVENING
-        share = recall.coverage ** trust[:, None] * weight
-        share = (share / share.sum(1, keepdim=True).clamp(min=1e-12))[batch.question]
+        share = least_variance(weight, recall.coverage, mixing["ignorance"].exp())[batch.question]
         mean = (recall.logits * share).sum(1)
         difference = (recall.logits - mean[:, None]) * (share + 1e-12).sqrt()
+        known = (recall.coverage * (weight > 0)).amax(1).clamp(min=LEAST_COVERAGE)
         sharpness = mixing["temperature"].exp() * known ** mixing["familiarity"].exp()
         return mean * sharpness[batch.question], difference
+
+
+def least_variance(weight: Tensor, coverage: Tensor, ignorance: Tensor) -> Tensor:
+    """Weigh experts who err apart by nature and together by ignorance.
+
+    Expert k errs by its own deviation, of variance 1 / weight_k (weights scaled to mean 1), and by
+    ``sqrt(1 - coverage_k)`` times an error that all share, of variance `ignorance`: prototypes
+    that do not know a question guess it from the same similar ones. The average of least variance
+    has weights ``Σ⁻¹ 1`` (generalised least squares, Aitken 1936), here by Sherman and Morrison;
+    negative ones are cut. Few who know outweigh many who do not, however many those are, and where
+    nobody knows more than the others coverage plays no part.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (experts,)
+        Zero: takes no part.
+    coverage : Tensor, shape (Q, experts)
+        In 0..1.
+    ignorance : Tensor
+        A number.
+
+    Returns
+    -------
+    Tensor, shape (Q, experts)
+        Sums to 1 over the experts, if one takes part.
+    """
+    precision = weight * (weight > 0).sum()
+    lack = (1 - coverage).sqrt()
+    together = precision * lack
+    pull = ignorance * together.sum(1) / (1 + ignorance * (together * lack).sum(1))
+    share = precision * (1 - lack * pull[:, None]).clamp(min=LEAST_SHARE)
+    return share / share.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 @lru_cache(maxsize=2)

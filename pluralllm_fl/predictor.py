@@ -36,6 +36,7 @@ class PredictorConfig:
     embedding_model: str = "auto"
     embedding_pooling: Literal["mean", "last"] = "mean"
     embedding_template: str = "{question}||{option}"
+    embedding_standardise: bool = True
     embedding_fingerprint: str = ""
 
     @classmethod

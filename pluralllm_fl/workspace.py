@@ -105,6 +105,7 @@ def text_embedder(config: RunConfig) -> TextEmbedder:
         template=config.embedding_template,
         cache_dir=Path(config.embedding_cache) if config.embedding_cache else None,
         device=config.device,
+        standardise=config.embedding_standardise,
     )
 
 

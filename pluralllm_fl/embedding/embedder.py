@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pluralllm_fl.config import embedding_parts
 from pluralllm_fl.embedding.cache import VectorCache, default_cache_dir
 from pluralllm_fl.embedding.models import ModelFiles, find_model
+from pluralllm_fl.embedding.reference import REFERENCE_TEXTS
 from pluralllm_fl.errors import EmbeddingError
 from pluralllm_fl.preferences import Question
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pluralllm_fl.embedding.encoder import Encoder
 
 DEFAULT_TEMPLATE = "{question}||{option}"
+_LEAST_SPREAD = 1e-3  # of a coordinate, against the spread of all: a dead one stays quiet
 _PLACEHOLDER = re.compile(r"\{question\}|\{option\}")
 
 Progress = Callable[[int, int], None]
@@ -73,6 +75,10 @@ class TextEmbedder:
         None: ``$PLURALLM_CACHE``, else ``~/.cache/pluralllm-fl``.
     device : str, default "auto"
         "auto" is CUDA if present, else CPU.
+    standardise : bool, default False
+        Shift and scale every coordinate so that the vectors of `REFERENCE_TEXTS` have mean 0 and
+        variance 1. Hidden states of causal models nearly coincide otherwise: a few coordinates
+        outweigh all others. Every node does this alike and alone.
 
     Raises
     ------
@@ -94,6 +100,8 @@ class TextEmbedder:
         template: str = DEFAULT_TEMPLATE,
         cache_dir: str | Path | None = None,
         device: str = "auto",
+        *,
+        standardise: bool = False,
     ) -> None:
         if pooling not in ("mean", "last"):
             raise EmbeddingError(f"embedding-pooling = {pooling!r}: must be 'mean' or 'last'.")
@@ -103,11 +111,14 @@ class TextEmbedder:
         self.template = template
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.device = device
+        self.standardise = standardise
+        self._moments: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides a text's vector: model files, pooling, truncation."""
-        return self._facts.fingerprint
+        """Hash of all that decides a text's vector: model, pooling, truncation, standardising."""
+        raw = self._facts.fingerprint
+        return _digest([raw, *REFERENCE_TEXTS]) if self.standardise else raw
 
     @property
     def dimension(self) -> int:
@@ -147,6 +158,19 @@ class TextEmbedder:
                 first_row[question.id] = len(texts) // len(self.parts)
                 for option in question.options:
                     texts += self.render(question.text, option)
+        reference = REFERENCE_TEXTS if self.standardise and self._moments is None else ()
+        vectors = self._flat([*reference, *texts], progress)
+        if reference:
+            known = vectors[: len(reference)].astype(np.float64)
+            spread = known.std(axis=0).clip(min=_LEAST_SPREAD * known.std())
+            self._moments = known.mean(axis=0).astype("f4"), spread.astype("f4")
+        vectors = vectors[len(reference) :]
+        if self._moments is not None:
+            vectors = (vectors - self._moments[0]) / self._moments[1]
+        return EmbeddingTable(vectors.reshape(-1, self.dimension), first_row)
+
+    def _flat(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
+        """Return the vectors of texts, as the language model has them, (texts, its dimension)."""
         facts = self._facts
         prefix = hashlib.sha256(facts.fingerprint.encode())
         keys = []
@@ -167,8 +191,8 @@ class TextEmbedder:
         if progress is not None:
             progress(len(text_of), len(text_of))
         rows = b"".join([found[key] for key in keys])
-        vectors = np.frombuffer(bytearray(rows), dtype="<f4").reshape(-1, self.dimension)
-        return EmbeddingTable(vectors.astype(np.float32, copy=False), first_row)
+        vectors = np.frombuffer(bytearray(rows), dtype="<f4").reshape(-1, facts.dimension)
+        return vectors.astype(np.float32, copy=False)
 
     def render(self, question: str, option: str) -> list[str]:
         """Fill the template's parts; braces in the texts themselves mean nothing."""
@@ -216,5 +240,8 @@ class TextEmbedder:
             content = files.content_hash(cache)
             dimension, max_tokens = files.limits(cache)
         parts = [content, self.pooling, max_tokens, self._cut, "one batch size a length"]
-        fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-        return _Facts(files, fingerprint, dimension, max_tokens)
+        return _Facts(files, _digest(parts), dimension, max_tokens)
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
