@@ -3,7 +3,8 @@
 Runs `simulation.py` on generated surveys and stops it after some rounds. For the floor, Flower
 runs the same rounds with clients that do nothing: the whole model goes down to each, and an array
 of the size of a node's reply (its own prototype and what is no prototype) comes back. Prints a
-table and writes scale.json beside this file; docs/scaling.md reads it.
+table and writes scale.json beside this file, where federations that are not measured now keep
+their rows; docs/scaling.md reads it.
 
     python benchmarks/scale.py
 """
@@ -224,7 +225,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    found = {}
+    found: dict[str, Any] = {}
+    if arguments.output.is_file():
+        found = json.loads(arguments.output.read_text(encoding="utf-8"))["federations"]
     print("| groups | sampled | s a round | training | no-op | ratio | peak GB |\n|" + 7 * "---|")
     for name in arguments.federations:
         load = psutil.getloadavg()[0]

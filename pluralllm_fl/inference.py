@@ -135,7 +135,7 @@ def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> 
         raise ArtefactError(
             f"The predictor was trained on embeddings of '{predictor.config.embedding_model}' "
             f"({trained[:12]}), but the model found here is another ({fingerprint[:12]}). "
-            "Install the same model or retrain."
+            "Install the same model and version of pluralllm-fl, or retrain."
         )
 
 

@@ -173,7 +173,7 @@ class _Simulation:
                 dataset.questions, lambda done, total: bar.update(task, completed=done, total=total)
             )
         seconds = duration(time.monotonic() - started)
-        labelled(self.console, "embedding", f"{len(table.vectors)} texts ready in {seconds}")
+        labelled(self.console, "embedding", f"{len(table.vectors)} options ready in {seconds}")
 
     def _header(
         self,

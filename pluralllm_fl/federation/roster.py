@@ -332,7 +332,7 @@ def _checked(nodes: list[Node], unseen: Collection[str]) -> list[Node]:
         listed = ", ".join(f"{n.group}: {n.embedding} ({n.dimension} dimensions)" for n in nodes)
         raise FederationError(
             f"The nodes embed questions differently: {listed}. All nodes must use the same "
-            "embedding-model and embedding-template."
+            "embedding-model and version of pluralllm-fl."
         )
     return nodes
 

@@ -121,7 +121,7 @@ def test_embeddings_must_agree(tmp_path: Path, key: str, value: int | str) -> No
             reply.content["roster"][key] = value
         return reply
 
-    with pytest.raises(FederationError, match="same embedding-model and embedding-template"):
+    with pytest.raises(FederationError, match="same embedding-model and version"):
         tiny_run(tiny_config(tmp_path), fault=on_query(change))  # type: ignore[arg-type]
 
 

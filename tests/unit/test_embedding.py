@@ -24,6 +24,7 @@ from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.embedding import EmbeddingTable, TextEmbedder
 from pluralllm_fl.embedding.embedder import DEFAULT_TEMPLATE
 from pluralllm_fl.embedding.models import PACKAGED
+from pluralllm_fl.embedding.reference import REFERENCE_TEXTS
 from pluralllm_fl.errors import ConfigError, EmbeddingError
 from pluralllm_fl.preferences import Question
 
@@ -305,6 +306,44 @@ def test_fingerprint_follows_content_and_settings(causal: Path, tmp_path: Path) 
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert fingerprint(copy) != fingerprint(causal)
+
+
+def test_standardised_vectors_are_those_of_the_formula(causal: Path, tmp_path: Path) -> None:
+    """Each text apart, through numpy; whatever was asked before, not a bit differs."""
+    raw = TextEmbedder(str(causal), cache_dir=tmp_path)
+    assert len(set(REFERENCE_TEXTS)) == len(REFERENCE_TEXTS)
+    asked = [Question(text, ("yes", "no")) for text in REFERENCE_TEXTS]
+    reference = raw.embed(asked).vectors[::2, :16].astype(np.float64)
+    scale = np.maximum(reference.std(0), 1e-3 * reference.std())
+    embedder = TextEmbedder(str(causal), cache_dir=tmp_path, standardise=True)
+    assert embedder.fingerprint != raw.fingerprint
+    assert len(embedder.embed([]).vectors) == 0
+    for question in QUESTIONS:
+        expected = (
+            rows(raw.embed([question]), question).reshape(-1, 2, 16) - reference.mean(0)
+        ) / scale
+        found = embedder.embed([question]).vectors
+        np.testing.assert_allclose(found, expected.reshape(-1, 32), atol=1e-4)
+        fresh = TextEmbedder(str(causal), cache_dir=tmp_path, standardise=True)
+        assert np.array_equal(rows(fresh.embed(QUESTIONS), question), found)
+
+
+def test_a_coordinate_that_never_moves_stays_finite(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pluralllm_fl.embedding.encoder import Encoder
+
+    vectors = Encoder._vectors
+
+    def dead(self: Encoder, ids: list[list[int]]) -> NDArray[np.float32]:
+        found = vectors(self, ids).copy()
+        found[:, 3] = 7.0
+        return found
+
+    monkeypatch.setattr(Encoder, "_vectors", dead)
+    table = TextEmbedder(str(causal), cache_dir=tmp_path, standardise=True).embed(QUESTIONS)
+    assert np.abs(table.vectors[:, [3, 19]]).max() < 1e-3
+    assert np.isfinite(table.vectors).all()
 
 
 def test_braces_are_plain_text(causal: Path, tmp_path: Path) -> None:

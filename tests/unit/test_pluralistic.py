@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pluralllm_fl.pluralistic as pluralistic
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.memory import SMALLEST_SHARE, remember, undiluted
-from pluralllm_fl.pluralistic import BIAS, SQUARES, PluralisticNetwork
+from pluralllm_fl.pluralistic import BIAS, SQUARES, PluralisticNetwork, least_variance
 from tests.tiny import DIMENSION, tiny_table
 
 pytestmark = pytest.mark.fast
@@ -206,6 +206,50 @@ def test_the_less_a_question_is_covered_the_nearer_is_the_prior_to_uniform(
     recalled = result.recall(targets).logits[:, 0]
     least = pluralistic.LEAST_COVERAGE ** np.exp(familiarity)
     torch.testing.assert_close(prior(1e-6)[0], recalled * least, atol=1e-5, rtol=1e-4)
+
+
+SHARES = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.floats(0.05, 1), min_size=n, max_size=n),
+        st.lists(st.floats(0, 1), min_size=n, max_size=n),
+    )
+)
+
+
+@settings(deadline=None)
+@given(shares=SHARES, ignorance=st.floats(0.01, 100))
+def test_weights_of_experts_are_those_of_generalised_least_squares(
+    shares: tuple[list[float], list[float]], ignorance: float
+) -> None:
+    """By inverting the covariance; where that makes weights negative, they are cut."""
+    agreement, coverage = map(np.array, shares)
+    agreement = agreement / agreement.sum()
+    lack = np.sqrt(1 - coverage)
+    covariance = np.diag(1 / (agreement * len(agreement))) + ignorance * np.outer(lack, lack)
+    best = np.linalg.solve(covariance, np.ones(len(agreement)))
+    best = best.clip(min=0) / best.clip(min=0).sum()
+    found = least_variance(
+        torch.tensor(agreement), torch.tensor(coverage)[None], torch.tensor(ignorance)
+    )
+    np.testing.assert_allclose(found[0].numpy(), best, atol=1e-4)
+
+
+@settings(deadline=None)
+@given(weights=st.lists(st.floats(0, 1), min_size=1, max_size=12), same=st.floats(0, 1))
+def test_coverage_that_all_share_plays_no_part(weights: list[float], same: float) -> None:
+    weight = torch.tensor(weights, dtype=torch.float64)
+    weight = weight / weight.sum().clamp(min=1e-12)
+    found = least_variance(
+        weight, torch.full((1, len(weight)), same, dtype=torch.float64), torch.tensor(3.0)
+    )
+    torch.testing.assert_close(found[0], weight)
+
+
+@pytest.mark.parametrize("ignorant", [1, 10, 100, 1000])
+def test_many_who_do_not_know_do_not_drown_two_who_do(ignorant: int) -> None:
+    coverage = torch.tensor([[0.95, 0.9] + [0.1] * ignorant])
+    weight = torch.full((ignorant + 2,), 1 / (ignorant + 2))
+    assert float(least_variance(weight, coverage, torch.tensor(1.0))[0, :2].sum()) > 0.6
 
 
 @pytest.mark.parametrize("hidden", [None, 0])
