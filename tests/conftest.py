@@ -11,7 +11,11 @@ import pytest
 # Before torch: threads that wait actively for each other are four times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
+from hypothesis import settings
 
+# What the first example takes says how busy the machine is, nothing else.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 # The models here are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
 

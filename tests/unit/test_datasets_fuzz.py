@@ -24,7 +24,6 @@ pytestmark = pytest.mark.fast
 def examples(number: int) -> settings:
     return settings(
         max_examples=number,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),

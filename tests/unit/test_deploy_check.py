@@ -153,7 +153,7 @@ def shell_value(line: str) -> str:
     ).stdout
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs")) | st.sampled_from("'\"$\\# ")))
 def test_quoted_values_are_read_as_a_shell_reads_them(value: str) -> None:
     line = f"GROUP={shlex.quote(value)}"

@@ -330,7 +330,7 @@ def start(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd="/", capture_output=True, text=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(group=GROUP_NAMES)
 def test_any_group_name_reaches_flower(node: Path, group: str) -> None:
     write_node(node, group)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.fast
 
 
 @given(st.lists(st.integers(0, 59), min_size=1, max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_batch_gathers_what_a_loop_gathers(index: list[int]) -> None:
     table = tiny_table()
     batch = table.batch(index)
@@ -53,7 +53,7 @@ def test_empty_batch() -> None:
     st.integers(1, 80), st.integers(0, 60), st.integers(0, 60), st.integers(1, 60),
     st.integers(0, 60), st.integers(0, 2**31),
 )  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_episodes_are_disjoint_and_within_bounds(
     pool: int, c_low: int, c_more: int, t_low: int, t_more: int, seed: int
 ) -> None:

@@ -139,7 +139,7 @@ def equal(a: object, b: object) -> bool:
     return type(a) is type(b) and a == b
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(states)
 def test_any_plain_state_survives(value: object) -> None:
     assert equal(round_trip(value), value)

@@ -24,7 +24,7 @@ def draw_distributions(sizes: list[int], seed: int) -> tuple[np.ndarray, np.ndar
 
 
 @given(ragged, st.integers(0, 2**31), st.sampled_from([np.e, 2.0]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_alignment_equals_scipy_per_question(sizes: list[int], seed: int, base: float) -> None:
     p, q, question = draw_distributions(sizes, seed)
     expected = [
@@ -46,7 +46,7 @@ def test_alignment_never_scores_broken_input(bad: list[float]) -> None:
 
 
 @given(st.integers(2, 18), st.integers(0, 2**31))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_ordinal_alignment_equals_scipy_wasserstein(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     p, q, positions = rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(n)), rng.normal(size=n)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import pluralllm_fl.pluralistic as pluralistic
@@ -216,7 +216,6 @@ SHARES = st.integers(2, 12).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(shares=SHARES, ignorance=st.floats(0.01, 100))
 def test_weights_of_experts_are_those_of_generalised_least_squares(
     shares: tuple[list[float], list[float]], ignorance: float
@@ -234,7 +233,6 @@ def test_weights_of_experts_are_those_of_generalised_least_squares(
     np.testing.assert_allclose(found[0].numpy(), best, atol=1e-4)
 
 
-@settings(deadline=None)
 @given(weights=st.lists(st.floats(0, 1), min_size=1, max_size=12), same=st.floats(0, 1))
 def test_coverage_that_all_share_plays_no_part(weights: list[float], same: float) -> None:
     weight = torch.tensor(weights, dtype=torch.float64)

@@ -93,7 +93,7 @@ def test_question_split_has_the_asked_sizes() -> None:
     assert sizes["validation"] / 5000 == pytest.approx(0.1, abs=0.02)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, derandomize=True, database=None)
 @given(st.text(min_size=1), st.integers(0, 10))
 def test_one_prompt_is_on_one_side_whatever_its_options(text: str, seed: int) -> None:
     text = text.encode(errors="ignore").decode()

@@ -110,7 +110,7 @@ def test_bfloat16_error_is_relative_to_the_update() -> None:
     assert (np.abs(error) <= np.abs(update) * 2.0**-8 + rounding).all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**20), st.integers(1, 40))
 def test_with_error_feedback_the_sums_stay_within_one_quantum(seed: int, rounds: int) -> None:
     reference, residual = model(seed), None
