@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -151,7 +150,7 @@ def simulate(federation: Federation, number: int, folder: Path) -> dict[str, Any
         while process.poll() is None and len(rounds(folder / "run")) < number:
             memory.append((time.time(), tree_bytes(process.pid)))
             time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a shell's background jobs ignore interrupts, and so would this
         process.wait()
     events = rounds(folder / "run")[:number]
     if len(events) < number:
