@@ -31,7 +31,7 @@ from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
 
 LEAST_ANSWERS = 250
 ONE_TEXT = "{question}\n\nA. {option}"
-POWER = 1.65  # what development groups had settled on
+POWER = 1.65  # of the coverage: what development groups had settled on
 OFF = -40.0  # a logarithm: its exponential is nothing, and so is the gradient, so it stays there
 
 
@@ -45,7 +45,7 @@ class Variant:
 
 
 def powers_of_coverage(weight: Tensor, coverage: Tensor, _: Tensor) -> Tensor:
-    """Weigh as before least variance: blind to how many prototypes do not know the question."""
+    """Weigh by a fixed power of the coverage, however many prototypes do not know the question."""
     share = weight * coverage**POWER
     return share / share.sum(1, keepdim=True).clamp(min=1e-12)
 

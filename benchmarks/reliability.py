@@ -71,7 +71,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     }  # fmt: skip
     began = time.monotonic()
     with Deployment(folder, seen, unseen, mark="reliability") as federation:
-        embedder = TextEmbedder()
+        embedder = TextEmbedder(standardise=True)
         for group in groups:
             write_answers(federation.node(group) / "answers.jsonl", rows[group])
             embedder.cache_dir = federation.node(group) / "state" / "embeddings"

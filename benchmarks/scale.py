@@ -231,20 +231,20 @@ def main() -> None:
     for name in arguments.federations:
         load = psutil.getloadavg()[0]
         row = found[name] = measure(FEDERATIONS[name], arguments.rounds)
-        row["load_before"] = load
+        row |= {
+            "load_before": load,
+            "cores": available_cpus(),
+            "machine": {"arch": platform.machine(), "of_cores": os.cpu_count()},
+            "versions": {p: version(p) for p in ("torch", "flwr", "ray")},
+        }
         wall, own, least = (
             statistics.median(row[key][1:])
             for key in ("round_seconds", "training_seconds", "floor_seconds")
         )
         print(f"| {row['groups']} | {row['sampled']} | {wall:.2f} | {own:.2f} | {least:.2f} | "
               f"{row['ratio']:.2f} | {row['peak_gb']:.2f} |", flush=True)  # fmt: skip
-    record = {
-        "federations": found,
-        "cores": available_cpus(),
-        "machine": {"arch": platform.machine(), "of_cores": os.cpu_count()},
-        "versions": {p: version(p) for p in ("torch", "flwr", "ray")},
-    }
-    arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps({"federations": found}, indent=2)
+    arguments.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

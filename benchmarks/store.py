@@ -177,7 +177,8 @@ def script(main: Callable[[], None]) -> None:
 def shared_facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what runs must share to stand in one file: data, language model, config changes."""
     config = configured("ours", arguments.dataset, 0, arguments.set)
-    language_model = replace(config, embedding_standardise=False)  # recipes differ in the rest
+    # Whether vectors are standardised is the recipe's affair, not what runs must share.
+    language_model = replace(config, embedding_standardise=False)
     return {
         "dataset": Path(arguments.dataset).name,
         "fingerprint": read_dataset(config).fingerprint,

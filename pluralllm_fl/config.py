@@ -93,7 +93,10 @@ class RunConfig:
             if key not in fields:
                 raise ConfigError(f"Unknown config key '{key}'.{nearest(key, fields)}")
         if missing := sorted(set(fields) - set(values)):
-            raise ConfigError(f"Missing config keys: {', '.join(missing)}.")
+            raise ConfigError(
+                f"Missing config keys: {', '.join(missing)}. A run of an earlier version lacks "
+                "them: train again, or use it with the version that wrote it."
+            )
         hints = typing.get_type_hints(cls)
         config = cls(**{f.name: _coerce(k, values[k], hints[f.name]) for k, f in fields.items()})
         config._validate()

@@ -210,8 +210,9 @@ def least_variance(weight: Tensor, coverage: Tensor, ignorance: Tensor) -> Tenso
     ``sqrt(1 - coverage_k)`` times an error that all share, of variance `ignorance`: prototypes
     that do not know a question guess it from the same similar ones. The average of least variance
     has weights ``Σ⁻¹ 1`` (generalised least squares, Aitken 1936), here by Sherman and Morrison;
-    negative ones are cut. Few who know outweigh many who do not, however many those are, and where
-    nobody knows more than the others coverage plays no part.
+    negative ones are cut. Few who know outweigh many who do not, however many those are; where all
+    know a question equally well coverage plays no part. The more experts take part, the more a
+    difference in coverage counts.
 
     Parameters
     ----------

@@ -137,6 +137,12 @@ class PreferencePredictor(nn.Module):
                 raise ArtefactError(f"No model in {path}: {name} is missing.")
         try:
             values: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
+            # Not by default: a model of an earlier version would be read as one of this.
+            if lacking := [f.name for f in fields(PredictorConfig) if f.name not in values]:
+                raise ValueError(
+                    f"{', '.join(lacking)} missing, as in models of an earlier version: train "
+                    "again, or use the version that wrote it"
+                )
             predictor = cls(PredictorConfig(**values))
         except (ValueError, TypeError, KeyError) as error:
             raise ArtefactError(

@@ -18,7 +18,7 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import FloatArray, PreferenceDataset, Role, split_groups
 
 Progress = Callable[[int, int], None]
-RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in MiniLM
+RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 
 
 @dataclass(frozen=True)

@@ -138,5 +138,5 @@ def check_embedding(
     except PluralLLMError as error:
         return [Finding(step, "wrong", str(error))]
     seconds = duration(time.monotonic() - started)
-    message = f"{len(table.vectors)} texts are embedded in state/embeddings ({seconds})."
+    message = f"{len(table.vectors)} options are embedded in state/embeddings ({seconds})."
     return [Finding(step, "ok", message)]

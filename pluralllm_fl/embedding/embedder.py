@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pluralllm_fl.embedding.encoder import Encoder
 
 DEFAULT_TEMPLATE = "{question}||{option}"
-_LEAST_SPREAD = 1e-3  # of a coordinate, against the spread of all: a dead one stays quiet
+_LEAST_SPREAD = 1e-3  # of a coordinate, against their median: a dead one stays quiet
 _PLACEHOLDER = re.compile(r"\{question\}|\{option\}")
 
 Progress = Callable[[int, int], None]
@@ -77,8 +77,8 @@ class TextEmbedder:
         "auto" is CUDA if present, else CPU.
     standardise : bool, default False
         Shift and scale every coordinate so that the vectors of `REFERENCE_TEXTS` have mean 0 and
-        variance 1. Hidden states of causal models nearly coincide otherwise: a few coordinates
-        outweigh all others. Every node does this alike and alone.
+        variance 1, else a few coordinates of a causal model's hidden states outweigh all others.
+        Every node does this alike and alone.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class TextEmbedder:
     def fingerprint(self) -> str:
         """Hash of all that decides a text's vector: model, pooling, truncation, standardising."""
         raw = self._facts.fingerprint
-        return _digest([raw, *REFERENCE_TEXTS]) if self.standardise else raw
+        return _digest([raw, _LEAST_SPREAD, *REFERENCE_TEXTS]) if self.standardise else raw
 
     @property
     def dimension(self) -> int:
@@ -126,7 +126,7 @@ class TextEmbedder:
         return self._facts.dimension * len(self.parts)
 
     def load(self) -> None:
-        """Load the language model now; otherwise the first new text does.
+        """Load the language model now and standardise; otherwise the first new text does.
 
         Raises
         ------
@@ -134,6 +134,7 @@ class TextEmbedder:
             If the model or the device cannot be used.
         """
         _ = self._encoder
+        self.embed([])
 
     def embed(
         self, questions: Sequence[Question], progress: Progress | None = None
@@ -158,15 +159,12 @@ class TextEmbedder:
                 first_row[question.id] = len(texts) // len(self.parts)
                 for option in question.options:
                     texts += self.render(question.text, option)
-        reference = REFERENCE_TEXTS if self.standardise and self._moments is None else ()
-        vectors = self._flat([*reference, *texts], progress)
-        if reference:
-            known = vectors[: len(reference)].astype(np.float64)
-            spread = known.std(axis=0).clip(min=_LEAST_SPREAD * known.std())
-            self._moments = known.mean(axis=0).astype("f4"), spread.astype("f4")
-        vectors = vectors[len(reference) :]
+        if self.standardise and self._moments is None:
+            self._moments = _moments(self._flat(REFERENCE_TEXTS, progress))
+        vectors = self._flat(texts, progress)
         if self._moments is not None:
-            vectors = (vectors - self._moments[0]) / self._moments[1]
+            vectors -= self._moments[0]
+            vectors /= self._moments[1]
         return EmbeddingTable(vectors.reshape(-1, self.dimension), first_row)
 
     def _flat(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
@@ -241,6 +239,16 @@ class TextEmbedder:
             dimension, max_tokens = files.limits(cache)
         parts = [content, self.pooling, max_tokens, self._cut, "one batch size a length"]
         return _Facts(files, _digest(parts), dimension, max_tokens)
+
+
+def _moments(
+    vectors: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return every coordinate's mean and spread."""
+    exact = vectors.astype(np.float64)
+    spread = exact.std(axis=0)
+    spread = spread.clip(min=_LEAST_SPREAD * np.median(spread))
+    return exact.mean(axis=0).astype(np.float32), spread.astype(np.float32)
 
 
 def _digest(parts: Sequence[object]) -> str:

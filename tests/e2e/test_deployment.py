@@ -121,7 +121,9 @@ def embed(deployment: Deployment) -> None:
     """Embed the questions on the first node, as check.sh does; the others get a copy."""
     first, *others = (deployment.node(group) for group in (*TRAINING, UNSEEN, LATE))
     cache = first / "state" / "embeddings"
-    TextEmbedder(cache_dir=cache).embed(load_dataset(str(first / "answers.jsonl")).questions)
+    TextEmbedder(cache_dir=cache, standardise=True).embed(
+        load_dataset(str(first / "answers.jsonl")).questions
+    )
     for other in others:
         shutil.copytree(cache, other / "state" / "embeddings")
 
