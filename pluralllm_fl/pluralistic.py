@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pluralllm_fl.episodes import QuestionBatch
 
-# Mixing starts from what training groups outside the paper's 14 countries settled on; logarithms.
+# Mixing starts from values of training groups outside the paper's 14 countries; logarithms.
 MIXING = {
     "agreement": 3.4,  # weight of a prototype's agreement with the context
     "doubt": 1.9,  # questions that count as much as this prior: all prototypes agree alike
