@@ -25,7 +25,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
-from pluralllm_fl.embedding import TextEmbedder
+from pluralllm_fl.deploy.check_data import check_embedding
 from tests.e2e.federation import Deployment, write_answers
 
 KINDS = ("node", "ClientApp", "ServerApp", "SuperLink", "server machine")
@@ -71,11 +71,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     }  # fmt: skip
     began = time.monotonic()
     with Deployment(folder, seen, unseen, mark="reliability") as federation:
-        embedder = TextEmbedder(standardise=True)
         for group in groups:
             write_answers(federation.node(group) / "answers.jsonl", rows[group])
-            embedder.cache_dir = federation.node(group) / "state" / "embeddings"
-            embedder.embed(survey.questions)
+            check_embedding(federation.node(group), survey)  # fills the node's cache
         federation.configure(**{key.replace("-", "_"): value for key, value in settings.items()})
         federation.start_server()
         for group in groups:

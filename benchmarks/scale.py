@@ -4,7 +4,7 @@ Runs `simulation.py` on generated surveys and stops it after some rounds. For th
 runs the same rounds with clients that do nothing: the whole model goes down to each, and an array
 of the size of a node's reply (its own prototype and what is no prototype) comes back. Prints a
 table and writes scale.json beside this file, where federations that are not measured now keep
-their rows; docs/scaling.md reads it.
+their rows; docs/results.md tells them.
 
     python benchmarks/scale.py
 """

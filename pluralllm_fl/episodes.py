@@ -111,6 +111,13 @@ class QuestionBatch:
         return replace(self, distribution=None)
 
 
+def option_rows(first_row: IntArray, size: IntArray) -> IntArray:
+    """Return the rows of all options of questions whose options lie in consecutive rows."""
+    start = np.cumsum(size) - size
+    rows: IntArray = np.arange(size.sum()) + np.repeat(first_row - start, size)
+    return rows
+
+
 @dataclass(frozen=True)
 class GroupTable:
     """One group's answers as index lists into an embedding table.
@@ -174,10 +181,8 @@ class GroupTable:
     def answers(self, questions: Sequence[int] | IntArray) -> NDArray[np.float32]:
         """Return the distributions of questions by index, flat."""
         index = np.asarray(questions, dtype=np.int64)
-        size = self.size[index]
         starts = (np.cumsum(self.size) - self.size)[index]
-        offsets = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        found: NDArray[np.float32] = self.distribution[np.repeat(starts, size) + offsets]
+        found: NDArray[np.float32] = self.distribution[option_rows(starts, self.size[index])]
         return found
 
     def batch(self, questions: Sequence[int] | IntArray) -> QuestionBatch:

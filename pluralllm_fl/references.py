@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pluralllm_fl.episodes import GroupTable, IntArray
+from pluralllm_fl.episodes import GroupTable, IntArray, option_rows
 from pluralllm_fl.evaluation import beside_answers, context_and_targets, score_targets
 from pluralllm_fl.metrics import FloatArray, alignment
 from pluralllm_fl.preferences import QuestionSplit
@@ -131,13 +131,6 @@ def question_rows(workspace: Workspace) -> tuple[IntArray, IntArray]:
     questions = workspace.dataset.questions
     first = [workspace.first_row[q.id] for q in questions]
     return np.array(first, dtype=np.int64), np.array([len(q.options) for q in questions])
-
-
-def option_rows(first_row: IntArray, size: IntArray) -> IntArray:
-    """Return the rows of all options of these questions."""
-    start = np.cumsum(size) - size
-    rows: IntArray = np.arange(size.sum()) + np.repeat(first_row - start, size)
-    return rows
 
 
 def agreement(answers: FloatArray, table: GroupTable, context: IntArray) -> FloatArray:

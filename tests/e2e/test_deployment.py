@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from pluralllm_fl.cli import app
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.deploy.certificates import Authority, certificate_pem
-from pluralllm_fl.embedding import TextEmbedder
+from pluralllm_fl.deploy.check_data import check_embedding
 from pluralllm_fl.preferences import PreferenceDataset
 from tests.e2e.federation import Deployment, Unit, write_answers
 from tests.e2e.processes import started
@@ -120,12 +120,10 @@ def mount(folder: Path) -> Any:
 def embed(deployment: Deployment) -> None:
     """Embed the questions on the first node, as check.sh does; the others get a copy."""
     first, *others = (deployment.node(group) for group in (*TRAINING, UNSEEN, LATE))
-    cache = first / "state" / "embeddings"
-    TextEmbedder(cache_dir=cache, standardise=True).embed(
-        load_dataset(str(first / "answers.jsonl")).questions
-    )
+    (finding,) = check_embedding(first, load_dataset(str(first / "answers.jsonl")))
+    assert finding.status == "ok", finding.message
     for other in others:
-        shutil.copytree(cache, other / "state" / "embeddings")
+        shutil.copytree(first / "state" / "embeddings", other / "state" / "embeddings")
 
 
 @pytest.fixture(scope="module")
