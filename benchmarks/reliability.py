@@ -67,7 +67,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     settings = {
         "num-server-rounds": arguments.rounds, "local-steps": STEPS,
         "update-dtype": arguments.update_dtype, "strategy": "fedadam",
-        "strategy-args": '{"eta": 0.003}',
+        "strategy-args": '{"eta": 0.003}', "prototypes": len(seen),
     }  # fmt: skip
     began = time.monotonic()
     with Deployment(folder, seen, unseen, mark="reliability") as federation:
