@@ -130,9 +130,13 @@ def embed(deployment: Deployment) -> None:
 def node_faults(federation: Deployment) -> Deployment:
     """Five faults on five nodes in one round, and a node that was never there before."""
     start = federation.round
-    starving = threading.Thread(target=starve, args=(federation, 12))
-    starving.start()
-    federation.units[KILLED].kill()
+    leaving = federation.units[LEFT]
+    strikes = [
+        threading.Thread(target=starve, args=(federation, 12)),
+        threading.Thread(target=leaving.stop),
+    ]
+    for strike in strikes:
+        strike.start()
     if federation.network.separate:
         federation.network.cut(CUT)
         mend = threading.Timer(62, federation.network.mend, [CUT])
@@ -140,10 +144,11 @@ def node_faults(federation: Deployment) -> Deployment:
     filler = federation.node(FULL) / "state" / "filler"
     if os.path.ismount(filler.parent):
         fill(filler)
-    leaving = federation.units[LEFT]
-    leaving.stop()
+    federation.wait(lambda: at_work(federation, KILLED), 60, f"{KILLED} to be at work")
+    federation.units[KILLED].kill()
     federation.start_node(LATE)
-    starving.join()
+    for strike in strikes:
+        strike.join()
     federation.wait(lambda: dropped(federation, LEFT), 120, f"{LEFT} to be missed")
     leaving.start()
     federation.wait(lambda: dropped(federation, KILLED), 120, f"{KILLED} to be missed")
@@ -173,6 +178,12 @@ def fill(path: Path) -> None:
         while True:
             file.write(b"\0" * 4096)
             file.flush()
+
+
+def at_work(federation: Deployment, group: str) -> bool:
+    """Whether a node has a training message that it has not answered."""
+    text = federation.units[group].text()
+    return text.count("Receiving: train message") > text.count("Sending: train message")
 
 
 def dropped(federation: Deployment, group: str) -> list[str]:
