@@ -8,7 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pluralllm_fl.episodes import QuestionBatch
-from pluralllm_fl.pluralistic import BIAS, PluralisticNetwork, centred
+from pluralllm_fl.features import centred
+from pluralllm_fl.pluralistic import BIAS, PluralisticNetwork
 
 SMALLEST_SHARE = 1e-3  # added to every share before the logarithm
 COVERAGE_RIDGE = 0.1

@@ -7,7 +7,6 @@ deviates from the mean of the question's options, of length 1, and the squares o
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pluralllm_fl.episodes import QuestionBatch
+from pluralllm_fl.features import centred, directions, orthogonal_frequencies
+from pluralllm_fl.gaussian_process import condition, covariance
 
 # Mixing starts from values of training groups outside the paper's 14 countries; logarithms.
 MIXING = {
@@ -35,8 +36,6 @@ SQUARES = math.sqrt(0.5)  # weight of an option's squares
 COVERAGE_SCALE = math.sqrt(10.0)
 LEAST_COVERAGE = 0.02
 LEAST_SHARE = 1e-6  # of a prototype's weight, whatever it does not know
-NEWTON_STEPS = 7
-LONGEST_STEP = 2.0  # in logits
 
 
 class Recall(NamedTuple):
@@ -157,8 +156,9 @@ class PluralisticNetwork(nn.Module):
         weight = self._agreement(context, recall, active, mixing)
         prior, difference = self._prior(context, recall, weight, mixing)
         rows = _rows(recall, context)
-        covariance = _covariance((*rows, difference), (*rows, difference), mixing)
-        coefficient = _posterior(context, prior, covariance, mixing["evidence"].exp())
+        known = (*rows, difference)
+        prior_covariance = covariance(known, known, mixing)
+        coefficient = condition(context, prior, prior_covariance, mixing["evidence"].exp())
         return weight, *rows, difference, coefficient
 
     def score(
@@ -171,7 +171,7 @@ class PluralisticNetwork(nn.Module):
         prior, difference = self._prior(targets, recall, weight, mixing)
         if len(coefficient):
             asked = (*_rows(recall, targets), difference)
-            prior = prior + _covariance(asked, tuple(known), mixing) @ coefficient
+            prior = prior + covariance(asked, tuple(known), mixing) @ coefficient
         return prior, None
 
     def _mixing(self) -> dict[str, Tensor]:
@@ -236,44 +236,6 @@ def least_variance(weight: Tensor, coverage: Tensor, ignorance: Tensor) -> Tenso
     return share / share.sum(1, keepdim=True).clamp(min=1e-12)
 
 
-@lru_cache(maxsize=2)
-def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
-    """Draw frequencies of a Gaussian kernel, orthogonal in blocks (arXiv 1610.09072).
-
-    Returns
-    -------
-    Tensor, shape (number, dimension)
-        Always the same; rows have the lengths of standard normal vectors.
-    """
-    generator = torch.Generator().manual_seed(0)
-    blocks = []
-    for _ in range(math.ceil(number / dimension)):
-        normal, lengths = torch.randn(2, dimension, dimension, generator=generator)
-        blocks.append(torch.linalg.qr(normal).Q * lengths.norm(dim=1, keepdim=True))
-    return torch.cat(blocks)[:number]
-
-
-def directions(batch: QuestionBatch, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the unit vectors of questions (Q, dim) and of options' deviations (N, dim).
-
-    A row holds one vector of length `dim`, which stands for question and option, or two.
-    """
-    question, option = batch.embedding[:, :dim], batch.embedding[:, -dim:]
-    mean = question_mean(question, batch)
-    return F.normalize(mean, dim=1), F.normalize(centred(option, batch), dim=1)
-
-
-def question_mean(flat: Tensor, batch: QuestionBatch) -> Tensor:
-    """Average (N, …) over the options of each question: (Q, …)."""
-    total = flat.new_zeros(len(batch), *flat.shape[1:]).index_add(0, batch.question, flat)
-    return total / batch.size.view(-1, *[1] * (flat.dim() - 1))
-
-
-def centred(flat: Tensor, batch: QuestionBatch) -> Tensor:
-    """Subtract from each option the mean over the options of its question."""
-    return flat - question_mean(flat, batch)[batch.question]
-
-
 def js_distance(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon distance along dimension 1 (natural log), smooth at 0."""
     log_middle = ((p + q) / 2).clamp_min(1e-9).log()
@@ -294,40 +256,3 @@ def _rows(recall: Recall, batch: QuestionBatch) -> tuple[Tensor, Tensor]:
     """Return the unit vectors of every option's question and of its own deviation, (N, dim)."""
     dim = recall.question.shape[1]
     return recall.question[batch.question], recall.option[:, :dim]
-
-
-def _covariance(
-    rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], mixing: dict[str, Tensor]
-) -> Tensor:
-    """Return the covariance of options given as (question, deviation, differences)."""
-    (q, d, x), (other_q, other_d, other_x) = rows, columns
-    apart = mixing["question_scale"].exp() * (q @ other_q.T - 1)
-    apart = apart + mixing["option_scale"].exp() * (d @ other_d.T - 1)
-    learned = mixing["spread"].exp() * (x @ other_x.T)
-    return learned + mixing["novelty"].exp() * apart.exp()
-
-
-def _posterior(
-    context: QuestionBatch, prior: Tensor, covariance: Tensor, evidence: Tensor
-) -> Tensor:
-    """Find the mode of the posterior by Newton's method (Rasmussen and Williams 2006, §3.5).
-
-    Returns the coefficients of the posterior mean in the covariance with the context options.
-    """
-    assert context.distribution is not None
-    same = (context.question[:, None] == context.question[None]).to(prior.dtype)
-    identity = torch.eye(len(prior), device=prior.device, dtype=prior.dtype)
-    deviation = torch.zeros_like(prior)
-    coefficient = torch.zeros_like(prior)
-    for _ in range(NEWTON_STEPS):
-        logits = context.pad(prior + deviation).masked_fill(~context.mask, -torch.inf)
-        p = context.flatten(logits.softmax(dim=1))
-        weight = evidence * (torch.diag(p) - same * p[:, None] * p[None])
-        wanted = weight @ deviation + evidence * (context.distribution - p)
-        full = torch.linalg.solve(identity + weight @ covariance, wanted)
-        # Far from the mode a full step overshoots.
-        move = covariance @ (full - coefficient)
-        step = (LONGEST_STEP / move.detach().abs().max().clamp(min=1e-12)).clamp(max=1.0)
-        coefficient = coefficient + step * (full - coefficient)
-        deviation = deviation + step * move
-    return coefficient

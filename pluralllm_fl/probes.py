@@ -13,10 +13,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pluralllm_fl.episodes import GroupTable, IntArray, QuestionBatch, option_rows
+from pluralllm_fl.features import centred, directions, question_mean
 from pluralllm_fl.memory import MOST_OPTIONS, SMALLEST_SHARE
 from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.optimizer import FlatAdamW
-from pluralllm_fl.pluralistic import BIAS, centred, directions, question_mean
+from pluralllm_fl.pluralistic import BIAS
 from pluralllm_fl.references import Reference, question_rows, seen_answers
 from pluralllm_fl.workspace import Workspace
 

@@ -12,9 +12,10 @@ from flwr.serverapp.strategy import Strategy
 from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError, PluralLLMError
-from pluralllm_fl.federation import checks, results
+from pluralllm_fl.federation import results
 from pluralllm_fl.federation.callbacks import Callback
 from pluralllm_fl.federation.checkpoint import Progress
+from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.guard import GuardedGrid, Outcome
 from pluralllm_fl.federation.prototypes import Prototypes, assign
 from pluralllm_fl.federation.records import Arrays, seeded, to_arrays, to_record
@@ -23,7 +24,6 @@ from pluralllm_fl.federation.strategies import innermost, is_private
 logger = logging.getLogger("flwr.pluralllm_fl")
 
 LearningRate = Callable[[RunConfig, int], float]
-Replies = list[tuple[Outcome, RecordDict]]
 
 
 class RoundLoop:
@@ -67,10 +67,8 @@ class RoundLoop:
         self.stop = False
         self.finished = False
         self.fresh = progress.evaluation is None and progress.round == 0
-        self._dropped: dict[str, str] = {}
-        self._absent: set[str] = set()
-        self._prototypes = Prototypes({}, 0)
         self._weight_key = str(getattr(innermost(strategy), "weighted_by_key", "num-examples"))
+        self._exchange = Exchange(grid, config, self._weight_key, self.emit)
 
     def run(self) -> None:
         """Run the remaining rounds.
@@ -143,16 +141,16 @@ class RoundLoop:
             config["evaluate"] = True
             config["context-questions"] = self.config.context_questions
         self.grid.open_phase(train=True)
-        self._prototypes = Prototypes(assign(self.config, self.grid.roster), server_round)
+        prototypes = Prototypes(assign(self.config, self.grid.roster), server_round)
         configured = self._configure("train", server_round, config)
-        messages = self._prototypes.address(configured, self.grid)
+        messages = prototypes.address(configured, self.grid)
         trained = {message.metadata.dst_node_id for message in messages}
         passengers = [m for m in passengers if m.metadata.dst_node_id not in trained]
-        replies, scores = self._gather(
+        replies, scores = self._exchange.gather(
             messages,
             server_round,
-            train=True,
             attempts=1 + self.config.round_retries,
+            base=prototypes.base,
             passengers=passengers,
         )
         if riding:
@@ -160,7 +158,7 @@ class RoundLoop:
         by_group = {
             o.node.group: results.training(content, self._weight_key) for o, content in replies
         }
-        self._prototypes.side_by_side(replies, self._weight_key)
+        prototypes.side_by_side(replies, self._weight_key)
         self._aggregate(server_round, [_reply(o, content) for o, content in replies])
         self.emit(
             "round",
@@ -176,8 +174,8 @@ class RoundLoop:
         start = time.monotonic()
         last = server_round in (0, self.config.num_server_rounds) or everyone
         messages = self._evaluation_messages(server_round, everyone=last)
-        replies, _ = self._gather(
-            messages, server_round, train=False, attempts=2 if last and server_round else 1
+        replies, _ = self._exchange.gather(
+            messages, server_round, attempts=2 if last and server_round else 1
         )
         self._score(server_round, replies, self._account(start))
 
@@ -251,121 +249,6 @@ class RoundLoop:
                 )
         return messages
 
-    def _gather(
-        self,
-        messages: list[Message],
-        server_round: int,
-        *,
-        train: bool,
-        attempts: int,
-        passengers: Sequence[Message] = (),
-    ) -> tuple[Replies, Replies]:
-        """Exchange messages until enough good replies are there.
-
-        A retry asks again only the nodes without a good reply: nodes keep no state, so a second
-        answer of the others would be the same. The second list returned holds the evaluation
-        replies of ``passengers``, which are asked once, and those that rode on training replies.
-        """
-        needed = min(self.config.min_nodes, len(messages)) if train else len(messages)
-        good: Replies = []
-        scored: dict[str, tuple[Outcome, RecordDict]] = {}
-        for attempt in range(attempts):
-            if attempt:
-                messages = self._still_missing(messages, good, attempt, needed, server_round, train)
-            own = {id(message) for message in messages}
-            outcomes = self.grid.exchange([*messages, *passengers])
-            self._tell(outcomes, server_round)
-            asked = [outcome for outcome in outcomes if id(outcome.message) in own]
-            riders = [o for o in outcomes if id(o.message) not in own] + _ridden(asked)
-            for outcome, content in self._checked(riders, server_round - 1, train=False):
-                scored[outcome.node.group] = (outcome, content)
-            passengers = ()
-            good += self._checked(asked, server_round, train=train)
-            good = self._consistent(good, server_round, train=train)
-            if len(good) >= needed:
-                break
-        if train and len(good) < needed:
-            raise FederationError(
-                f"Round {server_round}: only {len(good)} good replies of {needed} needed "
-                f"(min-nodes) after {attempts} attempt(s). Reasons: {self._reasons}. Mend these "
-                "nodes and resume, or lower min-nodes."
-            )
-        scores = self._consistent(list(scored.values()), server_round - 1, train=False)
-        return _by_group(good), _by_group(scores)
-
-    def _still_missing(
-        self,
-        messages: list[Message],
-        good: Replies,
-        attempt: int,
-        needed: int,
-        server_round: int,
-        train: bool,
-    ) -> list[Message]:
-        """Return the messages without a good reply, once their nodes are online again."""
-        if train:
-            self.emit("round_retried", round=server_round, attempt=attempt,
-                      good=len(good), needed=needed)  # fmt: skip
-        done = {id(outcome.message) for outcome, _ in good}
-        messages = [message for message in messages if id(message) not in done]
-        nodes = self.grid.roster.nodes
-        missing = [nodes[message.metadata.dst_node_id - 1].group for message in messages]
-        self.grid.await_nodes(missing, self.config.join_timeout)
-        return messages
-
-    def _checked(self, outcomes: list[Outcome], server_round: int, *, train: bool) -> Replies:
-        good = []
-        self._dropped = {}
-        for outcome in outcomes:
-            try:
-                if outcome.content is None:
-                    raise checks.BadReply(outcome.problem)
-                content = (
-                    checks.train_reply(
-                        outcome.content,
-                        self._prototypes.base(outcome),
-                        weight_key=self._weight_key,
-                        max_update_norm=self.config.max_update_norm,
-                        update_dtype=self.config.update_dtype,
-                    )
-                    if train
-                    else checks.evaluate_reply(outcome.content)
-                )
-                good.append((outcome, content))
-            except checks.BadReply as reason:
-                self._drop(outcome.node.group, str(reason), server_round, train=train)
-            outcome.content = None  # free the arrays that were received
-        return good
-
-    def _consistent(self, good: Replies, server_round: int, *, train: bool) -> Replies:
-        expected = checks.TRAIN_KEYS if train else checks.EVALUATE_KEYS
-        odd = checks.odd_keys({o.node.group: content for o, content in good}, expected)
-        for group, reason in odd.items():
-            self._drop(group, reason, server_round, train=train)
-        return [(o, content) for o, content in good if o.node.group not in odd]
-
-    def _tell(self, outcomes: list[Outcome], server_round: int) -> None:
-        """Report nodes that were lost on the way and nodes that are back."""
-        while self.grid.resent:
-            self.emit("message_resent", round=server_round, group=self.grid.resent.pop(0))
-        answered = {outcome.node.group for outcome in outcomes if outcome.content is not None}
-        for group in sorted(answered & self._absent):
-            self.emit("node_back", round=server_round, group=group)
-        silent = {o.node.group for o in outcomes if o.content is None and o.unreachable}
-        self._absent = (self._absent - answered) | silent
-
-    def _drop(self, group: str, reason: str, server_round: int, *, train: bool) -> None:
-        self._dropped[group] = reason
-        phase = "train" if train else "evaluate"
-        logger.warning(
-            "Round %d: dropped the %s reply of '%s': %s", server_round, phase, group, reason
-        )
-        self.emit("reply_dropped", round=server_round, phase=phase, group=group, reason=reason)
-
-    @property
-    def _reasons(self) -> str:
-        return "; ".join(f"{group}: {reason}" for group, reason in sorted(self._dropped.items()))
-
     def _aggregate(self, server_round: int, replies: list[Message]) -> None:
         # Noise for privacy comes from the operating system: the run's seed is no secret.
         entropy = np.random.SeedSequence().entropy if is_private(self.strategy) else ""
@@ -418,21 +301,6 @@ class RoundLoop:
     def _end_round(self) -> None:
         for callback in self.callbacks:
             callback.on_round_end(self)
-
-
-def _by_group(replies: Replies) -> Replies:
-    return sorted(replies, key=lambda pair: pair[0].node.group)
-
-
-def _ridden(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Take the evaluation part out of training replies, as outcomes of its own."""
-    riders = []
-    for outcome in outcomes:
-        if outcome.content is not None and "evaluation" in outcome.content.metric_records:
-            metrics = outcome.content.metric_records.pop("evaluation")
-            content = RecordDict({"metrics": metrics})
-            riders.append(Outcome(outcome.message, outcome.node, content))
-    return riders
 
 
 def _reply(outcome: Outcome, content: RecordDict) -> Message:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pluralllm_fl.pluralistic as pluralistic
+from pluralllm_fl import gaussian_process, pluralistic
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.memory import SMALLEST_SHARE, remember, undiluted
 from pluralllm_fl.pluralistic import BIAS, SQUARES, PluralisticNetwork, least_variance
@@ -130,7 +130,7 @@ def test_random_features_approximate_the_gaussian_kernel() -> None:
 
 def test_posterior_satisfies_the_condition_of_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the mode the coefficients are evidence x (answers - predicted)."""
-    monkeypatch.setattr(pluralistic, "NEWTON_STEPS", 30)
+    monkeypatch.setattr(gaussian_process, "NEWTON_STEPS", 30)
     result = network().double()
     batch = tiny_table(seed=7).batch(range(20))
     assert batch.distribution is not None
@@ -153,7 +153,7 @@ def test_few_newton_steps_come_close_to_the_mode(monkeypatch: pytest.MonkeyPatch
     result, context = network(), tiny_table(seed=7).batch(range(50))
     with torch.no_grad():
         few = result.score(result.encode_context(context), context)[0]
-        monkeypatch.setattr(pluralistic, "NEWTON_STEPS", 30)
+        monkeypatch.setattr(gaussian_process, "NEWTON_STEPS", 30)
         many = result.score(result.encode_context(context), context)[0]
     assert (few - many).norm() < 1e-3 * many.norm()
 
