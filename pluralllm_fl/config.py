@@ -6,7 +6,6 @@ The defaults live in ``pyproject.toml`` under ``[tool.flwr.app.config]`` and now
 import dataclasses
 import json
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -217,7 +216,7 @@ def _require(valid: bool, name: str, value: object, demand: str) -> None:
 
 
 def _coerce(key: str, value: Value, hint: object) -> Any:
-    if isinstance(hint, types.GenericAlias) or typing.get_origin(hint) is Literal:
+    if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
             raise ConfigError(
@@ -228,8 +227,9 @@ def _coerce(key: str, value: Value, hint: object) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
-        wanted = {int: "a whole number", float: "a number", str: "a text in quotes"}
-        raise ConfigError(f"{key} = {value!r}: must be {wanted.get(hint, hint)}.")  # type: ignore[call-overload]
+        wanted: dict[object, str] = {int: "a whole number", float: "a number",
+                                     str: "a text in quotes", bool: "true or false"}  # fmt: skip
+        raise ConfigError(f"{key} = {value!r}: must be {wanted[hint]}.")
     if hint is float and not float("-inf") < value < float("inf"):  # type: ignore[operator]
         raise ConfigError(f"{key} = {value!r}: must be finite.")
     return value

@@ -14,6 +14,7 @@ import torch
 
 from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.episodes import GroupTable, IntArray
+from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation import (
     Targets,
     beside_answers,
@@ -26,6 +27,7 @@ from pluralllm_fl.inference import require_same_embedding, run_config
 from pluralllm_fl.metrics import ordinal_alignment
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.references import reference_alignment, seen_mean, uniform
+from pluralllm_fl.runs import read_json
 from pluralllm_fl.workspace import Workspace, open_workspace
 
 CONTEXT_SIZES = (0, 1, 2, 5, 10, 20, 50)
@@ -36,7 +38,15 @@ Measure = Callable[[str], float | None]
 
 
 def write_diagnostics(run: Path) -> dict[str, Any]:
-    """Compute context curve, controls, references and examples; write ``diagnostics.json``."""
+    """Compute context curve, controls, references and examples; write ``diagnostics.json``.
+
+    Raises
+    ------
+    ConfigError
+        For a deployed run, whose data is nowhere together.
+    """
+    if read_json(run / "run.json").get("mode") == "deployment":
+        raise ConfigError("they need every group's answers, which a deployment keeps apart.")
     config = replace(run_config(run), device="auto")
     workspace = open_workspace(config)
     torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait

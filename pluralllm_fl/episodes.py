@@ -210,7 +210,8 @@ class EpisodeSampler:
     def sample(self, pool: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
         """Return (context, target) indices drawn without replacement from `pool`.
 
-        Groups too small for both give up context first, then targets, never the last target.
+        From a pool too small for both, targets take half at most (all, if no context is wanted),
+        never fewer than one, and the context takes what is left.
 
         Raises
         ------

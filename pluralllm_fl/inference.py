@@ -90,7 +90,7 @@ class Pluralist:
     def condition(self, answers: Answers) -> ConditionedGroup:
         """Read a group's answers, {(question, options): distribution}; may be empty."""
         questions = [checked_question(text, options) for text, options in answers]
-        distributions = [np.asarray(p, dtype=np.float32) for p in answers.values()]
+        distributions = [np.asarray(p, dtype=np.float64) for p in answers.values()]
         for question, p in zip(questions, distributions, strict=True):
             fits = p.shape == (len(question.options),) and bool((p >= 0).all())
             if not fits or not np.isclose(p.sum(), 1, atol=0.01):
@@ -98,7 +98,8 @@ class Pluralist:
                     f"The answer to '{question.text}' must be {len(question.options)} "
                     f"probabilities that sum to 1, not {p.tolist()}."
                 )
-        batch = self.batch(questions, distributions) if questions else None
+        shares = [(p / p.sum()).astype(np.float32) for p in distributions]
+        batch = self.batch(questions, shares) if questions else None
         with torch.no_grad():
             return ConditionedGroup(self, self.predictor.encode_context(batch))
 
@@ -212,8 +213,8 @@ def evaluate_run(
     Returns
     -------
     dict
-        ``{"unseen": block}`` as in summary.json; groups that took part in training, if named,
-        are in a block of their own under ``seen``.
+        ``{"unseen": block}`` as in summary.json; groups named like one that trained are in a block
+        of their own under ``seen``.
 
     Raises
     ------
@@ -231,8 +232,9 @@ def evaluate_run(
     predictor = PreferencePredictor.from_pretrained(run / "model")
     require_same_embedding(predictor, workspace.embedding_fingerprint)
     predictor.to(workspace.vectors.device)
-    participants = set(_recorded(run, "seen", list)) if dataset == trained.dataset else set()
-    chosen = groups or tuple(g for g in workspace.groups if g not in participants)
+    participants = set(_recorded(run, "seen", list))
+    left_out = participants if dataset == trained.dataset else set()
+    chosen = groups or tuple(g for g in workspace.groups if g not in left_out)
     if not chosen:
         raise ConfigError(f"Every group of {dataset} took part in training; name some with groups.")
     scores = {

@@ -65,7 +65,7 @@ def undiluted(
     prototypes, weights : sequence
         Which prototype each reply moves, and the reply's weight in the average.
     owners : mapping of int to int
-        Number of groups that own each prototype, replying or not.
+        Number of groups that own each prototype, replying or not; of one that was empty, replying.
     server_round : int
         From 1.
     """

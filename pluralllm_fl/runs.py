@@ -65,13 +65,13 @@ def resolve_run(path: Path, *, completed: bool = True) -> Path:
 
 
 def close_run(run: Path, status: Literal["failed", "interrupted"], error: str | None) -> None:
-    """Write the end of a run whose server was ended before it could."""
-    from pluralllm_fl.artefacts import RunDirectory
+    """Write the end of a run whose server was ended before it could; leave one that goes on."""
+    from pluralllm_fl.artefacts import RunDirectory, is_claimed
 
     if not (run / "run.json").is_file():
         return
     directory = RunDirectory.open(run)
-    if directory.run.get("status") != "running":
+    if directory.run.get("status") != "running" or is_claimed(run):
         return
     completed = _completed_rounds(directory.metrics)
     directory.rewind_events(completed)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pluralllm_fl.artefacts import Event, RunDirectory
-from pluralllm_fl.federation import checkpoint, strategy_state
+from pluralllm_fl.federation import checkpoint, results, strategy_state
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
 from pluralllm_fl.federation.records import Arrays
 from pluralllm_fl.federation.roster import Roster
@@ -72,6 +72,8 @@ class Membership(Callback):
 class EarlyStopping(Callback):
     """Stop when validation alignment of the seen groups does not rise; keep the best model.
 
+    An evaluation that lacks one of them is compared with no other.
+
     Parameters
     ----------
     patience : int
@@ -91,6 +93,10 @@ class EarlyStopping(Callback):
         """Compare an evaluation with the best one."""
         score = event.get("validation_alignment")
         if event["event"] != "evaluation" or score is None or loop.finished:
+            return
+        if lacking := set(loop.grid.roster.seen) - results.groups(event):
+            names = ", ".join(sorted(lacking))
+            logger.warning("Round %d: no early stopping without %s.", event["round"], names)
             return
         if self.best is None or score > self.best:
             self.best, self.best_round, self.without_gain = score, event["round"], 0

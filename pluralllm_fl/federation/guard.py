@@ -36,7 +36,7 @@ class GuardedGrid(Grid):
 
     Real node ids are random; ranks make everything that a strategy derives from ids (sampling,
     per-node state) the same in every run of the same groups. Only nodes allowed in the current
-    phase are visible, whether online or not: the set never changes within a run.
+    phase are visible, whether online or not: the set changes only when a late node is admitted.
     """
 
     def __init__(self, inner: Grid, roster: Roster, timeout: float) -> None:

@@ -57,10 +57,13 @@ class LocalNode:
             When the node config does not say which group this is, or the data lacks it.
         """
         config = RunConfig.from_run_config(context.run_config)
-        torch.set_num_threads(config.threads)
-        if "partition-id" in context.node_config and "dataset-path" not in context.node_config:
-            return cls._simulated(config, context.node_config)
-        return cls._deployed(config, context.node_config)
+        simulated = "partition-id" in context.node_config
+        if simulated and "dataset-path" not in context.node_config:
+            node = cls._simulated(config, context.node_config)
+        else:
+            node = cls._deployed(config, context.node_config)
+        torch.set_num_threads(node.config.threads)
+        return node
 
     @classmethod
     def _simulated(cls, config: RunConfig, node_config: Mapping[str, Value]) -> "LocalNode":

@@ -62,7 +62,9 @@ class Prototypes:
         """Complete the arrays of replies, in place, and undo what averaging does to prototypes."""
         mine = [self.of_group[outcome.node.group] for outcome, _ in replies]
         weights = [results.weight(content, weight_key) for _, content in replies]
-        owners = Counter(self.of_group.values())
+        # What nobody has filled yet is no part of a mean: there, those who replied count as all.
+        new = {p: mine.count(p) for p in self._empty(replies)}
+        owners = {**Counter(self.of_group.values()), **new}
         factors = undiluted(mine, weights, owners, self.server_round)
         for (outcome, content), prototype, factor in zip(replies, mine, factors, strict=True):
             model, base = self._model(outcome), self.base(outcome)
@@ -71,6 +73,14 @@ class Prototypes:
                 moved: NDArray[Any] = base[name]
                 moved = moved + factor * (record[name].numpy() - moved)
                 record[name] = _Completed(model[name], prototype, moved)
+
+    def _empty(self, replies: Sequence[tuple[Outcome, RecordDict]]) -> set[int]:
+        """Return the prototypes that were sent without anything in them."""
+        return {
+            self.of_group[outcome.node.group]
+            for outcome, _ in replies
+            if not all(a.any() for name, a in self.base(outcome).items() if name in OWNED)
+        }
 
     def _model(self, outcome: Outcome) -> Arrays:
         record = outcome.message.content.array_records["arrays"]

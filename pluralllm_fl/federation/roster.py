@@ -89,10 +89,14 @@ class Roster:
             place = lost.get(node.group)
             if place is None or node.node_id not in online:
                 continue
-            if node.fingerprint != self.nodes[place].fingerprint:
+            before = self.nodes[place]
+            if node.fingerprint != before.fingerprint:
                 self._refuse(node, "its data changed since the run began")
                 continue
-            self.nodes[place] = replace(self.nodes[place], node_id=node.node_id)
+            if (node.embedding, node.dimension) != (before.embedding, before.dimension):
+                self._refuse(node, "its language model changed since the run began")
+                continue
+            self.nodes[place] = replace(before, node_id=node.node_id)
             del query.nodes[node.node_id], lost[node.group]
             logger.info("Node of group '%s' is back.", node.group)
         return online
@@ -167,11 +171,14 @@ def collect(
     query = _Query(grid)
     deadline = time.monotonic() + join_timeout
     while True:
+        late = time.monotonic() > deadline  # before the last look
         query.open(grid.get_node_ids())
         nodes = list(query.nodes.values())
         _check_simulation(nodes, expected_nodes)
-        enough = 0 < expected_nodes <= len(nodes) and not any(node.groups for node in nodes)
-        if query.errors and not query.pending and not enough:
+        deployed = expected_nodes > 0 and not any(node.groups for node in nodes)
+        # A deployment waits for nodes that are still to come, and does without a broken one.
+        missed = expected_nodes - len(nodes) if deployed else len(query.errors)
+        if query.errors and not query.pending and 0 < missed <= len(query.errors):
             raise FederationError(f"{len(query.errors)} node(s) cannot take part: {query.reasons}")
         expected = expected_nodes or max((node.groups for node in nodes), default=0)
         if nodes and not expected:
@@ -179,7 +186,6 @@ def collect(
                 "The nodes do not say how many groups there are: set expected-nodes to the "
                 "number of organisations that take part."
             )
-        late = time.monotonic() > deadline
         if expected and len(nodes) >= expected and (late or not query.pending):
             if query.errors:
                 logger.warning("%d node(s) are left out: %s", len(query.errors), query.reasons)

@@ -349,6 +349,7 @@ def _found(config: RunConfig, roster: Roster) -> dict[str, Any]:
             "fingerprint": roster.fingerprint,
             "groups": {node.group: node.questions for node in roster.nodes},
         },
+        "embedding": roster.embedding,
         "mode": "simulation" if roster.simulated else "deployment",
         "seen": roster.seen,
         "unseen": roster.unseen,
@@ -367,6 +368,11 @@ def _check_same(directory: RunDirectory, roster: Roster, config: RunConfig) -> N
                 f"{key}-groups: the run had {', '.join(run[key])}; now there are "
                 f"{', '.join(found[key])}. A resumed run needs the same groups."
             )
+    if (model := run.get("embedding", roster.embedding)) != roster.embedding:
+        raise ConfigError(
+            f"embedding-model: the run began with another language model ({model[:12]}, now "
+            f"{roster.embedding[:12]}). Resume with the same model and version of pluralllm-fl."
+        )
     if run["dataset"] != found["dataset"]:
         raise ConfigError(
             f"dataset = '{found['dataset']['name']}': the nodes' data are not those that the "

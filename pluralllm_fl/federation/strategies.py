@@ -1,4 +1,4 @@
-"""Strategies by short name or import path, and their state as arrays and JSON."""
+"""Strategies by short name or import path."""
 
 import importlib
 import inspect
@@ -32,7 +32,7 @@ def build(
     *,
     train_nodes: int,
     all_nodes: int,
-    learning_rate: float = 0.0,
+    learning_rate: float,
 ) -> Strategy:
     """Build a stock strategy by short name, or any by import path.
 
@@ -137,9 +137,7 @@ def _arguments(
         if key in parameters:
             _check_type(key, value, parameters[key].default)
     arguments = dict(kwargs)
-    ours = {"train_loss_key": "train-loss"}
-    if learning_rate:
-        ours["client_learning_rate"] = learning_rate  # type: ignore[assignment]
+    ours = {"train_loss_key": "train-loss", "client_learning_rate": learning_rate}
     for key, value in ours.items():
         if key in parameters:
             arguments.setdefault(key, value)

@@ -147,8 +147,7 @@ class Supervisor:
         FederationError
             If the run was stopped through Flower, or fails repeatedly without completing a round.
         """
-        if not is_claimed(self.run):
-            close_run(self.run, "interrupted", "the server app was killed.")
+        close_run(self.run, "interrupted", "the server app was killed.")
         fruitless, before = 0, self._completed()
         while True:
             if not is_claimed(self.run):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -407,3 +408,28 @@ def test_signals_leave_a_run_that_resumes_to_the_same_model(
     tiny_run(tiny_config(tmp_path / "cut", resume=str(run), checkpoint_every=2))
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
     assert final_arrays(run) == final_arrays(tiny_run(tiny_config(tmp_path / "whole")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("fingerprint", "other", "its data changed"), ("embedding", "other", "its language model")],
+)
+def test_restarted_node_with_other_data_or_model_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, value: str, reason: str
+) -> None:
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        config = request.content.config_records.get("config", {})
+        if grid.offline and partition == BAD and request.metadata.message_type == "query":
+            reply.content["roster"][key] = value
+        if partition == 0 and config.get("server-round") == 2 and not grid.offline:
+            grid.leave(BAD)
+            grid.join(BAD, {"partition-id": BAD, "num-partitions": len(GROUPS)})
+        return reply
+
+    grid.fault = fault
+    with caplog.at_level(logging.WARNING, logger="flwr.pluralllm_fl"):
+        run = tiny_run(tiny_config(tmp_path, num_server_rounds=3, round_retries=0), grid=grid)
+    assert f"cannot take part: {reason}" in caplog.text
+    assert BAD_GROUP not in events(run, "round")[-1]["by_group"]

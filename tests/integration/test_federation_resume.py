@@ -334,3 +334,18 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(ArtefactError, match="no checkpoint"):
         tiny_run(tiny_config(tmp_path, resume=str(run)))
+
+
+def test_another_language_model_is_refused(tmp_path: Path) -> None:
+    config = {"num_server_rounds": 5}
+    run = crashed(tiny_config(tmp_path, **config), 3)
+    before = {p: p.read_bytes() for p in run.rglob("*.json")}
+
+    def fault(request: Message, reply: Message, _: int) -> Message:
+        if request.metadata.message_type == "query":
+            reply.content["roster"]["embedding"] = "other"
+        return reply
+
+    with pytest.raises(ConfigError, match=r"another language model \(tiny, now other\)"):
+        tiny_run(tiny_config(tmp_path, resume=str(run), **config), fault=fault)
+    assert before == {p: p.read_bytes() for p in run.rglob("*.json")}

@@ -267,3 +267,15 @@ def test_default_run_name_tells_data_and_seed(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, run_name="", dataset="/x/my answers.csv", seed=4)
     assert tiny_run(config).name.startswith("my-answers-2")
     assert next(tmp_path.iterdir()).name.endswith("-seed4")
+
+
+def test_a_broken_node_does_not_end_the_wait_for_others(tmp_path: Path) -> None:
+    """Two nodes and a broken one are there at once, the fourth and the fifth come later."""
+    grid = InProcessGrid(tiny_app(), len(GROUPS), fault=_broken_query)
+    late = [node_id for node_id, partition in grid.partitions.items() if partition >= 3]
+    grid.offline.update(late)
+    timer = threading.Timer(0.5, grid.offline.clear)
+    timer.start()
+    run = tiny_run(tiny_config(tmp_path, expected_nodes=4, join_timeout=20.0), grid=grid)
+    timer.join()
+    assert len(events(run, "roster")[0]["nodes"]) == 4

@@ -224,3 +224,22 @@ def test_a_single_training_group_does_not_wait_for_ever(tmp_path: Path) -> None:
     grid = InProcessGrid(tiny_app(["A", "B"], ["B"]), 2)
     run = tiny_run(tiny_config(tmp_path), grid=grid)
     assert list(events(run, "round")[0]["by_group"]) == ["A"]
+
+
+def test_early_stopping_does_not_compare_evaluations_that_lack_a_group(tmp_path: Path) -> None:
+    """The worst group is silent in round 2: the mean of the others is no improvement."""
+
+    def fault(request: Message, reply: Message, partition: int) -> Message | None:
+        if request.metadata.message_type != "evaluate":
+            return reply
+        server_round = int(request.content["config"]["server-round"])
+        reply.content["metrics"]["validation-alignment"] = (
+            0.1 if partition == 1 else 0.5 + server_round / 100
+        )
+        return None if (server_round, partition) == (2, 1) else reply
+
+    config = tiny_config(tmp_path, num_server_rounds=4, early_stopping_patience=2)
+    run = tiny_run(config, fault=fault)
+    assert not events(run, "early_stopped")
+    assert events(run, "evaluation")[-1]["round"] == 4
+    assert json.loads((run / "summary.json").read_text())["rounds"] == 4

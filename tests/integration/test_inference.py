@@ -1,6 +1,7 @@
 """Using a saved predictor: which groups and questions count as new, and refusing bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,42 @@ def naive_seen_mean(run: Path) -> float:
         true = workspace.dataset.groups[group].answers[asked[index]]
         scores.append(1 - jensenshannon(np.mean(answers, axis=0), true))
     return float(np.mean(scores))
+
+
+def test_groups_that_trained_are_known_in_a_copy_of_their_answers(
+    run: Path, tmp_path: Path
+) -> None:
+    config = run_config(run)
+    workspace = open_workspace(config)
+    trained, new = workspace.seen[0], workspace.unseen[0]
+    rows = [
+        {"group": group, "question": q.text, "options": q.options, "distribution": p.tolist()}
+        for group in (trained, new)
+        for q, p in workspace.dataset.groups[group].answers.items()
+    ]
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text("\n".join(map(json.dumps, rows)))
+    found = evaluate_run(run, str(copy))
+    assert {side: list(block["by_group"]) for side, block in found.items()} == {
+        "seen": [trained],
+        "unseen": [new],
+    }
+
+
+def test_a_deployed_run_has_no_diagnostics_of_made_up_groups(run: Path, tmp_path: Path) -> None:
+    deployed = tmp_path / "run"
+    shutil.copytree(run, deployed)
+    (deployed / "diagnostics.json").unlink(missing_ok=True)
+    record = json.loads((run / "run.json").read_text())
+    (deployed / "run.json").write_text(json.dumps(record | {"mode": "deployment"}))
+    with pytest.raises(ConfigError, match="a deployment keeps apart"):
+        write_diagnostics(deployed)
+    assert not (deployed / "diagnostics.json").exists()
+
+
+def test_rounded_answers_count_as_their_shares(run: Path) -> None:
+    pluralist, question = Pluralist.load(run), ("Tea?", ("Yes", "No", "Never"))
+    ask = ("Do you like music?", ["Yes", "No"])
+    rounded = pluralist.condition({question: (0.333, 0.333, 0.333)}).predict(*ask)
+    exact = pluralist.condition({question: (1 / 3, 1 / 3, 1 / 3)}).predict(*ask)
+    np.testing.assert_allclose(rounded, exact, rtol=1e-6)

@@ -154,3 +154,13 @@ def test_unexpected_errors_name_their_place_and_not_the_data() -> None:
     assert "Secretly" not in str(caught.value)
     with pytest.raises(KeyError), discreet(context({"partition-id": 0})):
         raise KeyError("simulations show everything")
+
+
+def test_threads_of_the_node_config_win(answers: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        own = {"dataset-path": str(answers), "group": "Germany", "threads": 2}
+        LocalNode.from_context(context(own, threads=1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -326,3 +326,21 @@ def test_what_int8_owes_to_one_prototype_is_not_paid_to_another(
     owes_nothing = train(nodes[0], 2, 1) == train(nodes[1], 2, 1)
     assert owes_nothing == (architecture == "pluralistic")
     assert train(nodes[0], 2, 0) != train(nodes[1], 2, 0)
+
+
+@pytest.mark.parametrize(("held", "share"), [(0.0, 1.0), (1.0, 0.5)])
+def test_a_shared_prototype_that_is_empty_is_filled_at_once(held: float, share: float) -> None:
+    """In round 2 one of its two owners is the first to reply, or half of a mean that exists."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    prototypes = Prototypes({"a": 0, "b": 0}, 2)
+    model: Arrays = {
+        MEMORY: np.full((1, 2, 2), held, np.float32), COVERAGE: np.full((1, 4), held, np.float32)
+    }  # fmt: skip
+    message = Message(RecordDict({"arrays": to_record(model)}), dst_node_id=1, message_type="train")
+    node = Node("a", "train", 1, 3, "tiny", 0, 0, "", 10, 7)
+    trained = to_record({name: np.full_like(array, 3.0) for name, array in model.items()})
+    metrics = MetricRecord({"num-examples": 1.0})
+    content = RecordDict({"arrays": trained, "metrics": metrics})
+    prototypes.side_by_side([(Outcome(message, node), content)], "num-examples")
+    for array in to_arrays(content["arrays"]).values():
+        np.testing.assert_allclose(array, held + share * (3.0 - held))

@@ -38,7 +38,7 @@ def settings(output: Path, **changes: bool | float | int | str) -> RunConfig:
         "synthetic-groups": NODES, "synthetic-questions": 60, "unseen-fraction": 0.25,
         "prototypes": 2, "coverage-features": 32,
         "num-server-rounds": 3, "local-steps": 8, "learning-rate": 4e-3,
-        "join-timeout": 2.0, "round-timeout": 20.0, "device": "cpu",
+        "join-timeout": 20.0, "round-timeout": 20.0, "device": "cpu",
         "output-dir": str(output), "run-name": "run",
         **{key.replace("_", "-"): value for key, value in changes.items()},
     }  # fmt: skip

@@ -13,7 +13,8 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from alignment import interval  # noqa: E402
-from store import Store, measured, read, show  # noqa: E402
+from store import Store, measured, options, read, show  # noqa: E402
+from trained import configured  # noqa: E402
 
 pytestmark = pytest.mark.fast
 
@@ -92,3 +93,10 @@ def test_a_file_of_other_data_or_format_is_refused(tmp_path: Path) -> None:
         Store(path, ABOUT)
     with pytest.raises(SystemExit, match="is missing"):
         read(tmp_path / "absent.json")
+
+
+def test_changes_that_are_given_come_after_a_benchmarks_own() -> None:
+    for given, rounds in (([], 1), (["--set", "num-server-rounds=3", "seed=5"], 3), ([], 1)):
+        parser = options("", "x.py", ["num-server-rounds=1"])
+        changes = parser.parse_args(["--dataset", "synthetic", *given]).set
+        assert configured("ours", "synthetic", 0, changes).num_server_rounds == rounds

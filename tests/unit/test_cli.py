@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.cli import app
 from pluralllm_fl.cli.console import guarded
 from pluralllm_fl.cli.settings import gather, gather_resumed
@@ -318,3 +319,12 @@ def test_version_and_both_entries_offer_the_same_options() -> None:
     for option in options:
         assert f"--{option}" in alone.stdout
         assert f"--{option}" in simulate
+
+
+def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
+    run = stored_run(tmp_path / "run", status="running", config={})
+    with RunDirectory.open(run).claimed():
+        refused = invoke("simulate", "--resume", str(run))
+    assert refused.exit_code == 1
+    assert "goes on in another process" in refused.output
+    assert json.loads((run / "run.json").read_text())["status"] == "running"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.cli.tables import show_bars, show_diagnostics, show_groups, show_summary
 from pluralllm_fl.config import Value
 from pluralllm_fl.errors import ArtefactError
@@ -235,3 +236,14 @@ def test_closing_a_killed_run_drops_what_no_checkpoint_holds(tmp_path: Path) -> 
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     close_run(tmp_path / "absent", "failed", "never began")
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_run_that_goes_on_in_another_process_is_left_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "running", "2026-01-01T00:00:00+00:00")
+    append(run / "metrics.jsonl", {"event": "round", "round": 1})
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with RunDirectory.open(run).claimed():
+        close_run(run, "failed", "refused")
+        assert before == {name: (run / name).read_bytes() for name in before}
+    close_run(run, "failed", "its process died")
+    assert json.loads((run / "run.json").read_text())["error"] == "its process died"

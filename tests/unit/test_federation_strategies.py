@@ -77,7 +77,7 @@ def test_mistakes_are_explained(name: str, kwargs: dict[str, Any], words: str) -
 
 
 def test_minima_are_capped_where_the_user_said_nothing() -> None:
-    strategy = strategies.build("fedavg", {}, train_nodes=1, all_nodes=2)
+    strategy = strategies.build("fedavg", {}, train_nodes=1, all_nodes=2, learning_rate=0.5)
     assert isinstance(strategy, FedAvg)
     values = (strategy.min_train_nodes, strategy.min_evaluate_nodes, strategy.min_available_nodes)
     assert values == (1, 2, 1)
