@@ -153,7 +153,7 @@ def shared_fits() -> Iterator[None]:
 
 def main() -> None:
     """Run all seeds of the variants, then compare all that the file holds."""
-    parser = options(__doc__, __file__)
+    parser = options(__doc__, __file__, ["num-server-rounds=2"])
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     arguments = parser.parse_args()
     if missing := {key for v in VARIANTS.values() for key in v.mixing} - set(pluralistic.MIXING):

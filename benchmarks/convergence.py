@@ -1,8 +1,8 @@
-"""Our recipe against the published one: rounds, bytes and seconds to the published alignment, and
-what both reach, over seeds.
+"""Our recipe against the published one: rounds and bytes to the published alignment, and what both
+reach, over seeds.
 
-Trains in this process with the project's own training code (`pluralllm_fl.baselines`), so that the
-seconds are those of training alone; the paper's split of groups. Prints tables and writes
+Trains in this process with the project's own training code (`pluralllm_fl.baselines`); the paper's
+split of groups. speed.py measures the seconds. Prints tables and writes
 convergence.json beside this file; `--recipes` measures some again and keeps the others' runs. A run
 of ours takes a minute or two on one core, of the published recipe ten, with 66 seen countries half
 an hour.
@@ -10,7 +10,6 @@ an hour.
     python benchmarks/convergence.py --dataset path/to/global_opinions.csv
 """
 
-import time
 from operator import truediv
 from typing import Any
 
@@ -35,18 +34,12 @@ def run(name: str, dataset: str, changes: list[str], seed: int) -> dict[str, Run
     workspace = prepare(name, dataset, seed, changes)
     config = workspace.config
     curve: list[dict[str, float]] = []
-    evaluating = 0.0
-    start = time.perf_counter()
 
     def note(server_round: int, predictor: PreferencePredictor) -> None:
-        nonlocal evaluating
         if server_round % config.evaluate_every and server_round != config.num_server_rounds:
             return
-        begin = time.perf_counter()
         unseen = unseen_block(predictor, workspace)["alignment"]
-        evaluating += time.perf_counter() - begin
-        seconds = time.perf_counter() - start - evaluating
-        curve.append({"round": server_round, "unseen": unseen, "seconds": seconds})
+        curve.append({"round": server_round, "unseen": unseen})
 
     predictor = train(name, workspace, note)
     result = {
@@ -72,18 +65,14 @@ def megabytes_down(predictor: PreferencePredictor) -> float:
     return 4e-6 * float(sum(value.numel() for value in predictor.state_dict().values()))
 
 
-def to_reach(result: Run, target: float) -> dict[str, float | None] | None:
-    """Return the first evaluated round at the target, with its seconds and megabytes."""
+def to_reach(result: Run, target: float) -> dict[str, float] | None:
+    """Return the first evaluated round at the target, with the megabytes until then."""
     for point in result["curve"]:
         if point["unseen"] >= target:
             rounds = point["round"]
             up = rounds * result["megabytes_a_round"]
             both = up + rounds * result["megabytes_down_a_round"]
-            seconds = point.get("seconds")
-            return {
-                "rounds": rounds, "seconds": seconds,
-                "megabytes up": up, "megabytes up and down": both,
-            }  # fmt: skip
+            return {"rounds": rounds, "megabytes up": up, "megabytes up and down": both}
     return None
 
 
@@ -113,8 +102,6 @@ def rows(store: Store) -> dict[str, dict[str, Any]]:
     runs = next(runs for runs in store.runs.values() if runs)
     measures: dict[str, Measure] = {name: measured(name) for name in runs[0]["measures"]}
     measures |= {f"context gain, {size} questions, mean of draws": gain(size) for size in (20, 100)}
-    if all("seconds" in run["curve"][-1] for recipe in store.runs.values() for run in recipe):
-        measures["seconds of training"] = lambda result: result["curve"][-1]["seconds"]
     pairs = [pair for pair in COMPARED if set(pair) <= set(store.runs)]
     return {
         label: {name: store.over_seeds(name, measure) for name in store.runs}
@@ -147,7 +134,7 @@ def ratios(store: Store) -> dict[str, Any]:
     ours = [run for run in store.runs.get("ours", []) if run["seed"] in target]
     # A mean over those seeds alone that get there would flatter.
     get_there = all(to_reach(run, target[run["seed"]]) for run in ours)
-    needs = ("rounds", "seconds", "megabytes up", "megabytes up and down")
+    needs = ("rounds", "megabytes up", "megabytes up and down")
     for what in needs if get_there else ():
 
         def needed(result: Run, what: str = what) -> float | None:

@@ -58,7 +58,7 @@ def milliseconds_a_text(model: str, dataset: str, changes: list[str]) -> float:
 
 def main() -> None:
     """Run all seeds of the models."""
-    parser = options(__doc__, __file__)
+    parser = options(__doc__, __file__, ["num-server-rounds=1"])
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME=PATH")
     arguments = parser.parse_args()
     if wrong := [text for text in arguments.models if not all(text.partition("="))]:

@@ -243,8 +243,8 @@ def main() -> None:
         )
         print(f"| {row['groups']} | {row['sampled']} | {wall:.2f} | {own:.2f} | {least:.2f} | "
               f"{row['ratio']:.2f} | {row['peak_gb']:.2f} |", flush=True)  # fmt: skip
-    text = json.dumps({"federations": found}, indent=2)
-    arguments.output.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps({"federations": found}, indent=2)
+        arguments.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -153,15 +153,18 @@ def cell(value: dict[str, Any] | None, with_seeds: bool) -> str:
     return f"{value['mean']:.4f} ({value['low']:.4f} to {value['high']:.4f}){seeds}"
 
 
-def options(description: str | None, script: str) -> argparse.ArgumentParser:
-    """Return the options that all benchmarks of quality take."""
+def options(
+    description: str | None, script: str, changes: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """Return the options that all benchmarks of quality take; --set comes after `changes`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", required=True, help="GlobalOpinionQA as a file")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, a core each")
-    parser.add_argument("--set", nargs="*", default=[], help="config changes, as TOML")
+    parser.add_argument("--set", nargs="*", action="extend", default=list(changes),
+                        help="config changes, as TOML; before them: %(default)s")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path(script).with_suffix(".json"))
     return parser
 

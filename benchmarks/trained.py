@@ -15,7 +15,7 @@ from pluralllm_fl.datasets.globalopinionqa import UNSEEN
 from pluralllm_fl.diagnostics import own_alignment, wrong_alignment
 from pluralllm_fl.evaluation import beside_answers, evaluate_group, evaluation_order, split_blocks
 from pluralllm_fl.predictor import PreferencePredictor
-from pluralllm_fl.references import reference_alignment, seen_mean, uniform
+from pluralllm_fl.references import reference_alignment, seen_mean
 from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +38,10 @@ DRAWS = 3  # contexts of each size; a draw's wrong context is of another group e
 
 def configured(name: str, dataset: str, seed: int, changes: Sequence[str]) -> RunConfig:
     """Return the config of a recipe."""
-    values = default_run_config() | RECIPES[name][1] | {"dataset": dataset, "seed": seed}
-    values |= tomllib.loads("\n".join(changes))
+    values = default_run_config() | RECIPES[name][1]
+    values |= {"dataset": dataset, "seed": seed, "device": "cpu"}  # a run has one core
+    for change in changes:  # a later one wins
+        values |= tomllib.loads(change)
     config = RunConfig.from_run_config(values)
     if name != MANY:
         return config
@@ -97,7 +99,7 @@ def all_measures(predictor: PreferencePredictor, workspace: Workspace) -> dict[s
         "own minus wrong context": own
         - mean(lambda g: wrong_alignment(predictor, workspace, g, size)),
         "seen mean (raw answers)": mean(lambda g: reference_alignment(workspace, remembered, g)),
-        "uniform": mean(lambda g: reference_alignment(workspace, uniform, g)),
+        "uniform": unseen["uniform"],
     }
 
 
