@@ -68,10 +68,11 @@ def close_run(run: Path, status: Literal["failed", "interrupted"], error: str | 
     """Write the end of a run whose server was ended before it could; leave one that goes on."""
     from pluralllm_fl.artefacts import RunDirectory, is_claimed
 
-    if not (run / "run.json").is_file():
+    # The lock first: a server that ends in between has then written its own end.
+    if is_claimed(run) or not (run / "run.json").is_file():
         return
     directory = RunDirectory.open(run)
-    if directory.run.get("status") != "running" or is_claimed(run):
+    if directory.run.get("status") != "running":
         return
     completed = _completed_rounds(directory.metrics)
     directory.rewind_events(completed)

@@ -72,7 +72,8 @@ class Membership(Callback):
 class EarlyStopping(Callback):
     """Stop when validation alignment of the seen groups does not rise; keep the best model.
 
-    An evaluation that lacks one of them is compared with no other.
+    An evaluation that lacks groups of the best one is not compared with it; one with more groups
+    takes its place.
 
     Parameters
     ----------
@@ -94,11 +95,14 @@ class EarlyStopping(Callback):
         score = event.get("validation_alignment")
         if event["event"] != "evaluation" or score is None or loop.finished:
             return
-        if lacking := set(loop.grid.roster.seen) - results.groups(event):
+        seen = set(loop.grid.roster.seen)
+        now = results.groups(event) & seen
+        then = results.groups(self.best_evaluation) & seen if self.best_evaluation else set()
+        if lacking := then - now:
             names = ", ".join(sorted(lacking))
             logger.warning("Round %d: no early stopping without %s.", event["round"], names)
             return
-        if self.best is None or score > self.best:
+        if self.best is None or score > self.best or now > then:
             self.best, self.best_round, self.without_gain = score, event["round"], 0
             self.best_arrays = dict(loop.progress.arrays)
             self.best_evaluation = event
