@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pluralllm_fl import __version__
-from pluralllm_fl.artefacts import is_claimed
+from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.cli.console import (
     FAILURE,
     INTERRUPTED,
@@ -78,8 +78,8 @@ def simulate(
         if recipe is not None:
             raise typer.BadParameter("A resumed run keeps its recipe; leave --recipe out.")
         config = gather_resumed(resume, named, assignments)
-        if is_claimed(Path(config.resume)):
-            raise ArtefactError(f"{config.resume} goes on in another process.")
+        with RunDirectory.open(Path(config.resume)).claimed():
+            pass  # the server will claim it; until then, none else may have it
     _check_gpus(config, gpus)
     _Simulation(config, gpus, verbose=verbose).run()
 

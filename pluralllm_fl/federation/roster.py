@@ -174,13 +174,14 @@ def collect(
         late = time.monotonic() > deadline  # before the last look
         online = set(grid.get_node_ids())
         query.open(online)
-        broken = query.errors.keys() & online  # others have gone, or came back mended
+        for gone in query.errors.keys() - online:  # or it came back mended, under another id
+            del query.errors[gone]
         nodes = list(query.nodes.values())
         _check_simulation(nodes, expected_nodes)
         deployed = expected_nodes > 0 and not any(node.groups for node in nodes)
         # A deployment waits for nodes that are still to come, and does without a broken one.
-        missed = expected_nodes - len(nodes) if deployed else len(broken)
-        if broken and not query.pending and 0 < missed <= len(broken):
+        missed = expected_nodes - len(nodes) if deployed else len(query.errors)
+        if not query.pending and 0 < missed <= len(query.errors):
             raise FederationError(f"{len(query.errors)} node(s) cannot take part: {query.reasons}")
         expected = expected_nodes or max((node.groups for node in nodes), default=0)
         if nodes and not expected:

@@ -321,7 +321,8 @@ def test_version_and_both_entries_offer_the_same_options() -> None:
         assert f"--{option}" in simulate
 
 
-def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pluralllm_fl.artefacts.CLAIM_SECONDS", 0.1)
     run = stored_run(tmp_path / "run", status="running", config={})
     with RunDirectory.open(run).claimed():
         refused = invoke("simulate", "--resume", str(run))
