@@ -175,6 +175,28 @@ def test_late_node_of_a_group_that_is_not_listed_stays_out(
     assert "'Borduria' cannot take part: it is neither in seen-groups" in caplog.text
 
 
+def test_early_stopping_begins_anew_when_a_group_joins(tmp_path: Path) -> None:
+    """Every group gets better in every round; the mean falls when a badly served one joins."""
+    grid = deployed()
+    introduce = grid.fault
+    assert introduce is not None
+
+    def better_and_better(request: Message, reply: Message, partition: int) -> Message | None:
+        if request.metadata.message_type == "evaluate":
+            gained = int(request.content["config"]["server-round"]) / 100
+            served = 0.1 if partition == 3 else 0.5
+            reply.content["metrics"]["validation-alignment"] = served + gained
+        return introduce(request, reply, partition)
+
+    grid.fault = better_and_better
+    late(grid, 3, 2)
+    settings = {"early_stopping_patience": 2, "num_server_rounds": 6}
+    run = tiny_run(tiny_config(tmp_path, expected_nodes=4, **settings), grid=grid)
+    assert [e["group"] for e in events(run, "node_joined")] == ["Borduria"]
+    assert not events(run, "early_stopped")
+    assert json.loads((run / "summary.json").read_text())["rounds"] == 6
+
+
 # -- nodes that lose what they were working on
 
 

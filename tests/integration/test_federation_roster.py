@@ -279,3 +279,33 @@ def test_a_broken_node_does_not_end_the_wait_for_others(tmp_path: Path) -> None:
     run = tiny_run(tiny_config(tmp_path, expected_nodes=4, join_timeout=20.0), grid=grid)
     timer.join()
     assert len(events(run, "roster")[0]["nodes"]) == 4
+
+
+def test_a_node_that_came_back_mended_is_no_error(tmp_path: Path) -> None:
+    """The broken node restarts under another id while one that is needed has yet to come."""
+    grid = InProcessGrid(tiny_app(), len(GROUPS))
+    mended = threading.Event()
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        if partition == 2 and mended.is_set() and request.metadata.message_type == "query":
+            return deployed(reply, partition)
+        return _broken_query(request, reply, partition)
+
+    def mend() -> None:
+        mended.set()
+        grid.leave(2)
+        grid.join(2, {"partition-id": 2, "num-partitions": len(GROUPS)})
+
+    grid.fault = fault
+    late = [node_id for node_id, partition in grid.partitions.items() if partition == 4]
+    grid.offline.update(late)
+    timers = (
+        threading.Timer(0.5, mend),
+        threading.Timer(1.5, grid.offline.difference_update, [late]),
+    )
+    for timer in timers:
+        timer.start()
+    run = tiny_run(tiny_config(tmp_path, expected_nodes=5, join_timeout=20.0), grid=grid)
+    for timer in timers:
+        timer.join()
+    assert [node["group"] for node in events(run, "roster")[0]["nodes"]] == list(GROUPS)

@@ -243,3 +243,21 @@ def test_early_stopping_does_not_compare_evaluations_that_lack_a_group(tmp_path:
     assert not events(run, "early_stopped")
     assert events(run, "evaluation")[-1]["round"] == 4
     assert json.loads((run / "summary.json").read_text())["rounds"] == 4
+
+
+def test_early_stopping_does_not_wait_for_a_group_too_small_to_be_scored(tmp_path: Path) -> None:
+    """Deployed nodes report zeros for splits of few questions: such a group is in no block."""
+
+    def fault(request: Message, reply: Message, partition: int) -> Message:
+        if request.metadata.message_type == "evaluate":
+            metrics = reply.content["metrics"]
+            worse = int(request.content["config"]["server-round"]) / 100
+            metrics["validation-alignment"] = 0.5 - worse
+            if partition == 1:
+                for key in metrics.keys() - {"num-examples"}:
+                    metrics[key] = type(metrics[key])(0)
+        return reply
+
+    config = tiny_config(tmp_path, num_server_rounds=8, early_stopping_patience=2)
+    stopped = events(tiny_run(config, fault=fault), "early_stopped")
+    assert [(e["round"], e["best_round"]) for e in stopped] == [(2, 0)]
