@@ -139,7 +139,7 @@ def node_faults(federation: Deployment) -> Deployment:
         strike.start()
     if federation.network.separate:
         federation.network.cut(CUT)
-        mend = threading.Timer(62, federation.network.mend, [CUT])
+        mend = threading.Timer(66, federation.network.mend, [CUT])
         mend.start()
     filler = federation.node(FULL) / "state" / "filler"
     if os.path.ismount(filler.parent):
@@ -151,7 +151,10 @@ def node_faults(federation: Deployment) -> Deployment:
         strike.join()
     federation.wait(lambda: dropped(federation, LEFT), 120, f"{LEFT} to be missed")
     leaving.start()
-    federation.wait(lambda: dropped(federation, KILLED), 120, f"{KILLED} to be missed")
+    federation.wait(
+        lambda: dropped(federation, KILLED) or resent(federation, KILLED),
+        120, f"{KILLED} to be missed",
+    )  # fmt: skip
     filler.unlink(missing_ok=True)
     federation.wait(lambda: federation.round > start, 300, "the round to be completed after all")
     federation.wait(lambda: federation.events("node_joined"), 90, f"{LATE} to be taken in")
@@ -190,6 +193,10 @@ def dropped(federation: Deployment, group: str) -> list[str]:
     return [e["reason"] for e in federation.events("reply_dropped") if e["group"] == group]
 
 
+def resent(federation: Deployment, group: str) -> bool:
+    return any(e["group"] == group for e in federation.events("message_resent"))
+
+
 def back(federation: Deployment) -> set[str]:
     return {e["group"] for e in federation.events("node_back")}
 
@@ -198,9 +205,18 @@ def back(federation: Deployment) -> set[str]:
 
 
 def test_node_killed_at_work_is_missed_and_comes_back(node_faults: Deployment) -> None:
+    """Missed by its heartbeats or by a probe.
+
+    The SuperLink lets it in again as soon as its last heartbeat has run out; if that happens
+    between two looks of the server, only a probe tells that its message is lost.
+    """
     assert node_faults.units[KILLED].starts > 1
-    assert "Unavailable" in dropped(node_faults, KILLED)[0]
-    assert KILLED in back(node_faults)
+    if resent(node_faults, KILLED):
+        assert not dropped(node_faults, KILLED)
+    else:
+        assert "Unavailable" in dropped(node_faults, KILLED)[0]
+        assert KILLED in back(node_faults)
+    assert KILLED in node_faults.events("round")[-1]["by_group"]
 
 
 def test_clientapp_that_the_system_killed_is_done_again(node_faults: Deployment) -> None:
@@ -323,7 +339,7 @@ def test_model_is_that_of_the_simulation_bit_for_bit(
 def test_report_names_who_was_away(server_faults: Deployment) -> None:
     page = (server_faults.run / "report.html").read_text()
     text = re.sub(r"<[^>]*>", "", page)
-    assert f"{KILLED} was away and came back in round" in text
+    assert f"{LEFT} was away and came back in round" in text
     assert f"{LATE} joined late, in round" in text
 
 
