@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pluralllm_fl.artefacts import Event, RunDirectory
-from pluralllm_fl.federation import checkpoint, strategy_state
+from pluralllm_fl.federation import checkpoint, results, strategy_state
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
 from pluralllm_fl.federation.records import Arrays
 from pluralllm_fl.federation.roster import Roster
@@ -95,7 +95,8 @@ class EarlyStopping(Callback):
         score = event.get("validation_alignment")
         if event["event"] != "evaluation" or score is None or loop.finished:
             return
-        now, then = _seen(event), _seen(self.best_evaluation)
+        best, now = self.best_evaluation, results.groups(event, ["seen"])
+        then = results.groups(best, ["seen"]) if best else set()
         if lacking := then - now:
             names = ", ".join(sorted(lacking))
             logger.warning("Round %d: no early stopping without %s.", event["round"], names)
@@ -124,12 +125,6 @@ class EarlyStopping(Callback):
         for name, value in state.items():
             setattr(self, name, value)
         self.best_arrays = best_arrays
-
-
-def _seen(evaluation: Event | None) -> set[str]:
-    """Return the seen groups that an evaluation covers."""
-    block = evaluation["seen"] if evaluation else None
-    return set(block["by_group"]) if block else set()
 
 
 class CheckpointWriter(Callback):

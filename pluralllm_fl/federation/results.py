@@ -45,11 +45,9 @@ def evaluation(scores: Scores, roster: Roster) -> Event:
     }
 
 
-def groups(event: Event) -> set[str]:
-    """Return the groups that an evaluation event covers."""
-    return {
-        group for side in ("seen", "unseen") if event[side] for group in event[side]["by_group"]
-    }
+def groups(event: Event, sides: Iterable[str] = ("seen", "unseen")) -> set[str]:
+    """Return the groups that an evaluation event covers, of both sides or of those given."""
+    return {group for side in sides if event[side] for group in event[side]["by_group"]}
 
 
 def _block(scores: Scores, names: Iterable[str]) -> dict[str, Any] | None:
