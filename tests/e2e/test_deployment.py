@@ -139,6 +139,7 @@ def node_faults(federation: Deployment) -> Deployment:
         strike.start()
     if federation.network.separate:
         federation.network.cut(CUT)
+        # The SuperLink counts it as online for up to 60 s; the server must look in between.
         mend = threading.Timer(66, federation.network.mend, [CUT])
         mend.start()
     filler = federation.node(FULL) / "state" / "filler"
@@ -152,7 +153,7 @@ def node_faults(federation: Deployment) -> Deployment:
     federation.wait(lambda: dropped(federation, LEFT), 120, f"{LEFT} to be missed")
     leaving.start()
     federation.wait(
-        lambda: dropped(federation, KILLED) or resent(federation, KILLED),
+        lambda: dropped(federation, KILLED) or KILLED in told(federation, "message_resent"),
         120, f"{KILLED} to be missed",
     )  # fmt: skip
     filler.unlink(missing_ok=True)
@@ -193,12 +194,9 @@ def dropped(federation: Deployment, group: str) -> list[str]:
     return [e["reason"] for e in federation.events("reply_dropped") if e["group"] == group]
 
 
-def resent(federation: Deployment, group: str) -> bool:
-    return any(e["group"] == group for e in federation.events("message_resent"))
-
-
-def back(federation: Deployment) -> set[str]:
-    return {e["group"] for e in federation.events("node_back")}
+def told(federation: Deployment, event: str) -> set[str]:
+    """Return the groups that events of one kind are about."""
+    return {e["group"] for e in federation.events(event)}
 
 
 # -- nodes
@@ -211,11 +209,11 @@ def test_node_killed_at_work_is_missed_and_comes_back(node_faults: Deployment) -
     between two looks of the server, only a probe tells that its message is lost.
     """
     assert node_faults.units[KILLED].starts > 1
-    if resent(node_faults, KILLED):
+    if KILLED in told(node_faults, "message_resent"):
         assert not dropped(node_faults, KILLED)
     else:
         assert "Unavailable" in dropped(node_faults, KILLED)[0]
-        assert KILLED in back(node_faults)
+        assert KILLED in told(node_faults, "node_back")
     assert KILLED in node_faults.events("round")[-1]["by_group"]
 
 
@@ -230,7 +228,7 @@ def test_node_cut_off_for_a_minute(node_faults: Deployment) -> None:
     if not node_faults.network.separate:
         pytest.skip("network namespaces are not permitted here")
     assert dropped(node_faults, CUT)
-    assert CUT in back(node_faults)
+    assert CUT in told(node_faults, "node_back")
     assert node_faults.units[CUT].starts == 1  # Flower reconnects by itself
 
 
@@ -248,7 +246,7 @@ def test_node_that_leaves_and_comes_back(node_faults: Deployment) -> None:
     assert "offline" in dropped(node_faults, LEFT)[0] or "Unavailable" in dropped(
         node_faults, LEFT
     )[0]  # fmt: skip
-    assert LEFT in back(node_faults)
+    assert LEFT in told(node_faults, "node_back")
 
 
 def test_node_that_comes_late_is_taken_in(node_faults: Deployment) -> None:
