@@ -36,16 +36,17 @@ class RunConfig:
     embedding_template: str
     embedding_standardise: bool
     embedding_cache: str
-    architecture: Literal["pluralistic", "published"]
-    prototypes: int
-    coverage_features: int
-    memory_ridge: float
+    architecture: Literal["transformer", "published"]
     width: int
     layers: int
     heads: int
     feed_forward: int
-    loss: Literal["alignment", "cross-entropy", "jensen-shannon", "normal-nll"]
+    dropout: float
+    question_features: int
+    factors: int
+    loss: Literal["alignment", "cross-entropy", "normal-nll"]
     local_steps: int
+    batch_questions: int
     learning_rate: float
     learning_rate_schedule: Literal["cosine", "constant"]
     weight_decay: float
@@ -133,7 +134,7 @@ class RunConfig:
         at_least: dict[str, float] = {
             "synthetic_groups": 2, "synthetic_questions": 2, "synthetic_respondents": 1,
             "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "local_steps": 1,
-            "prototypes": 1, "coverage_features": 2,
+            "question_features": 2, "factors": 1, "batch_questions": 1,
             "weight_decay": 0, "gradient_clip": 0, "context_min": 0, "target_min": 1,
             "num_server_rounds": 1, "expected_nodes": 0, "min_nodes": 1, "join_timeout": 0,
             "round_timeout": 1, "round_retries": 0, "max_update_norm": 0, "evaluate_every": 1,
@@ -142,15 +143,14 @@ class RunConfig:
         }  # fmt: skip
         for name, low in at_least.items():
             _require(getattr(self, name) >= low, name, getattr(self, name), f"at least {low:g}")
-        for name in ("unseen_fraction", "validation_fraction", "test_fraction"):
+        for name in ("unseen_fraction", "validation_fraction", "test_fraction", "dropout"):
             value = getattr(self, name)
             _require(0 <= value < 1, name, value, "at least 0 and below 1")
         held_out = self.validation_fraction + self.test_fraction
         _require(held_out < 1, "test_fraction", self.test_fraction,
                  "below 1 together with validation-fraction")  # fmt: skip
-        _require(self.memory_ridge > 0, "memory_ridge", self.memory_ridge, "above 0")
         _require(
-            self.coverage_features % 2 == 0, "coverage_features", self.coverage_features, "even"
+            self.question_features % 2 == 0, "question_features", self.question_features, "even"
         )
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         _require(self.width % self.heads == 0, "width", self.width,

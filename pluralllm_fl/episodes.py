@@ -1,5 +1,6 @@
 """One group's answers as tensors, ragged batches of questions, and episode sampling."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -93,6 +94,12 @@ class QuestionBatch:
             None if distribution is None else distribution.to(device),
         )
 
+    def pick(self, questions: IntArray) -> tuple[Self, Tensor]:
+        """Return some of the questions (`select`), and the indices of their options, (n,)."""
+        chosen = torch.from_numpy(questions).to(self.size.device)
+        options = torch.isin(self.question, chosen).nonzero()[:, 0]
+        return self.select(chosen), options
+
     def select(self, questions: Tensor) -> Self:
         """Return some of the questions, by index in increasing order, with their options."""
         number = self.question.new_full((len(self),), -1)
@@ -177,6 +184,15 @@ class GroupTable:
     def members(self, *splits: QuestionSplit) -> IntArray:
         """Return the indices of the questions in any of these splits."""
         return np.flatnonzero(np.isin(self.split, splits))
+
+    def fold(self, questions: IntArray, share: float) -> IntArray:
+        """Return about this share of the questions: the same in any run, others in each group."""
+        draws = [
+            int(hashlib.sha256(f"fold\0{self.group}\0{self.questions[i].id}".encode()).hexdigest()[:13], 16)
+            for i in questions
+        ]
+        chosen: IntArray = questions[np.array(draws, dtype=np.float64) / 16**13 < share]
+        return chosen
 
     def answers(self, questions: Sequence[int] | IntArray) -> NDArray[np.float32]:
         """Return the distributions of questions by index, flat."""

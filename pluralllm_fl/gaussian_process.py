@@ -1,38 +1,40 @@
-"""A Gaussian process over options, conditioned on a group's answers."""
+"""What stays with a group: its place among the factors, and a Gaussian process over options."""
 
 import torch
 from torch import Tensor
 
 from pluralllm_fl.episodes import QuestionBatch
+from pluralllm_fl.features import question_mean
 
 NEWTON_STEPS = 7
 LONGEST_STEP = 2.0  # in logits
 
 
 def covariance(
-    rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], mixing: dict[str, Tensor]
+    rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], numbers: dict[str, Tensor]
 ) -> Tensor:
-    """Return the prior covariance of options.
+    """Return the prior covariance of options' logits.
 
-    It joins options along the prototypes' differences, and options alike of questions alike.
+    ``spread F Fᵀ + novelty exp(a (q·q' − 1) + b (d·d' − 1))``: along the learned factors, and
+    between options alike of questions alike.
 
     Parameters
     ----------
     rows, columns : tuple of Tensor
         Of every option the unit vectors of its question and of its deviation, (N, dim), and its
-        differences between prototypes, (N, prototypes).
-    mixing : dict of str to Tensor
-        The network's numbers.
+        factors, (N, factors).
+    numbers : dict of str to Tensor
+        Logarithms of ``spread``, ``novelty``, ``question_scale`` (a) and ``option_scale`` (b).
 
     Returns
     -------
     Tensor, shape (rows, columns)
     """
-    (q, d, x), (other_q, other_d, other_x) = rows, columns
-    apart = mixing["question_scale"].exp() * (q @ other_q.T - 1)
-    apart = apart + mixing["option_scale"].exp() * (d @ other_d.T - 1)
-    learned = mixing["spread"].exp() * (x @ other_x.T)
-    return learned + mixing["novelty"].exp() * apart.exp()
+    (q, d, f), (other_q, other_d, other_f) = rows, columns
+    apart = numbers["question_scale"].exp() * (q @ other_q.T - 1)
+    apart = apart + numbers["option_scale"].exp() * (d @ other_d.T - 1)
+    learned = numbers["spread"].exp() * (f @ other_f.T)
+    return learned + numbers["novelty"].exp() * apart.exp()
 
 
 def condition(
@@ -61,8 +63,7 @@ def condition(
     deviation = torch.zeros_like(prior)
     coefficient = torch.zeros_like(prior)
     for _ in range(NEWTON_STEPS):
-        logits = context.pad(prior + deviation).masked_fill(~context.mask, -torch.inf)
-        p = context.flatten(logits.softmax(dim=1))
+        p = context.log_softmax(prior + deviation).exp()
         weight = evidence * (torch.diag(p) - same * p[:, None] * p[None])
         wanted = weight @ deviation + evidence * (context.distribution - p)
         full = torch.linalg.solve(identity + weight @ prior_covariance, wanted)
@@ -72,3 +73,34 @@ def condition(
         coefficient = coefficient + step * (full - coefficient)
         deviation = deviation + step * move
     return coefficient
+
+
+@torch.no_grad()
+def latent(answers: QuestionBatch, mean: Tensor, factors: Tensor, evidence: float) -> Tensor:
+    """Locate a group among the factors: the mode of z in ``logits = mean + factors z``, z ~ N(0, I).
+
+    Parameters
+    ----------
+    answers : QuestionBatch
+        With distributions; N options.
+    mean : Tensor, shape (N,)
+        Logits.
+    factors : Tensor, shape (N, factors)
+    evidence : float
+        Respondents that one answer counts for.
+
+    Returns
+    -------
+    Tensor, shape (factors,)
+    """
+    assert answers.distribution is not None
+    z = factors.new_zeros(factors.shape[1])
+    identity = torch.eye(len(z), device=z.device, dtype=z.dtype)
+    for _ in range(NEWTON_STEPS):
+        p = answers.log_softmax(mean + factors @ z).exp()
+        expected = question_mean(factors * p[:, None], answers) * answers.size[:, None]
+        away = factors - expected[answers.question]
+        curvature = identity + evidence * (away * p[:, None]).T @ away
+        slope = evidence * factors.T @ (answers.distribution - p) - z
+        z = z + torch.linalg.solve(curvature, slope)
+    return z

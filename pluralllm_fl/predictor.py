@@ -5,58 +5,34 @@ as a set, and score every target of a group in one pass.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pluralllm_fl.config import RunConfig, embedding_parts
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.pluralistic import PluralisticNetwork
+from pluralllm_fl.networks import Network, PredictorConfig
 from pluralllm_fl.published import PublishedNetwork
+from pluralllm_fl.transformer import TransformerNetwork
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictorConfig:
-    """Everything needed to rebuild a predictor and to embed text for it."""
-
-    architecture: Literal["pluralistic", "published"] = "pluralistic"
-    embedding_dim: int
-    prototypes: int = 8
-    coverage_features: int = 4096
-    width: int = 128
-    layers: int = 6
-    heads: int = 4
-    feed_forward: int = 128
-    embedding_model: str = "auto"
-    embedding_pooling: Literal["mean", "last"] = "mean"
-    embedding_template: str = "{question}||{option}"
-    embedding_standardise: bool = True
-    embedding_fingerprint: str = ""
-
-    @classmethod
-    def from_run_config(
-        cls, config: RunConfig, embedding_dim: int, embedding_fingerprint: str = ""
-    ) -> Self:
-        """Take the predictor's part of a run config."""
-        shared = {f.name for f in fields(cls)} & {f.name for f in fields(config)}
-        return cls(
-            embedding_dim=embedding_dim,
-            embedding_fingerprint=embedding_fingerprint,
-            **{name: getattr(config, name) for name in shared},
-        )
+NETWORKS: dict[str, type[Network]] = {
+    "transformer": TransformerNetwork,
+    "published": PublishedNetwork,
+}
 
 
 class Prediction(NamedTuple):
     """Scores of target options, flat.
 
     `log_probability` (N,) is normalised within each question; `log_std` (N,) is the published
-    head's uncertainty of the probability, None for the pluralistic architecture.
+    head's uncertainty of the probability, None where the network has none.
     """
 
     log_probability: Tensor
@@ -79,22 +55,7 @@ class PreferencePredictor(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        self.network: PluralisticNetwork | PublishedNetwork
-        if config.architecture == "published":
-            self.network = PublishedNetwork(
-                embedding_dim=config.embedding_dim,
-                width=config.width,
-                layers=config.layers,
-                heads=config.heads,
-                feed_forward=config.feed_forward,
-            )
-        else:
-            parts = embedding_parts(config.embedding_template)
-            self.network = PluralisticNetwork(
-                embedding_dim=config.embedding_dim // len(parts),
-                prototypes=config.prototypes,
-                coverage_features=config.coverage_features,
-            )
+        self.network = NETWORKS[config.architecture].from_config(config)
 
     def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
         """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""

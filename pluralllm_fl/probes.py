@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from pluralllm_fl.episodes import GroupTable, IntArray, QuestionBatch, option_rows
 from pluralllm_fl.features import centred, directions, question_mean
-from pluralllm_fl.memory import MOST_OPTIONS, SMALLEST_SHARE
 from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.optimizer import FlatAdamW
-from pluralllm_fl.pluralistic import BIAS
 from pluralllm_fl.references import Reference, question_rows, seen_answers
+from pluralllm_fl.transformer import BIAS
 from pluralllm_fl.workspace import Workspace
 
+RIDGE = 0.03
+SMALLEST_SHARE = 1e-3  # added to every share before the logarithm
+MOST_OPTIONS = 8000  # the system to solve is dense: 256 MB a matrix at this size
 MLP_WIDTH = 128
 MLP_STEPS = 400
 MLP_QUESTIONS = 128  # in a step
@@ -49,8 +51,7 @@ def pooled(workspace: Workspace) -> Pooled:
 def ridge_probe(workspace: Workspace) -> Reference:
     """Fit log shares, centred in each question, by ridge regression on ``[√½, q] ⊗ d``.
 
-    The features are those of a prototype without the squares, the ridge is ``memory-ridge``. Of
-    more than 8,000 options a random part is used: the system to solve is dense.
+    Of more than 8,000 options a random part is used: the system to solve is dense.
     """
     questions, shares = _at_most(pooled(workspace), MOST_OPTIONS)
     known = ~shares.isnan()
@@ -60,7 +61,7 @@ def ridge_probe(workspace: Workspace) -> Reference:
     biased, option = features(questions, dim)
     rows = biased[questions.question]
     gram = (rows @ rows.T).mul_(option @ option.T)
-    gram.diagonal().add_(workspace.config.memory_ridge / known.sum(1))
+    gram.diagonal().add_(RIDGE / known.sum(1))
     dual = torch.cholesky_solve(wanted[:, None], torch.linalg.cholesky(gram))
     matrix = rows.T @ (dual * option)
 

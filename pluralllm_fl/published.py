@@ -1,16 +1,21 @@
 """The published network."""
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import Self, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from pluralllm_fl.episodes import QuestionBatch
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.episodes import EpisodeSampler, GroupTable, QuestionBatch
+from pluralllm_fl.losses import prediction_loss
+from pluralllm_fl.networks import Network, PredictorConfig
 
 
-class PublishedNetwork(nn.Module):
+class PublishedNetwork(Network):
     """The published predictor (arXiv 2503.09925, after GPO, arXiv 2310.11523).
 
     Token = option embedding and scalar probability (0 for targets); a 4-layer ReLU MLP; post-norm
@@ -44,6 +49,17 @@ class PublishedNetwork(nn.Module):
             nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, 2)
         )
 
+    @classmethod
+    def from_config(cls, config: PredictorConfig) -> Self:
+        """Build the network that a config describes."""
+        return cls(
+            embedding_dim=config.embedding_dim,
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            feed_forward=config.feed_forward,
+        )
+
     def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
         """Return keys and values of the context tokens in each layer, (C, 2 width) each."""
         if context is None or not len(context):
@@ -68,6 +84,24 @@ class PublishedNetwork(nn.Module):
             x = _post_norm(layer, x, known)
         mean, log_std = self.head(x).unbind(-1)
         return mean, log_std
+
+    def objective(
+        self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
+    ) -> Callable[[], Tensor]:
+        """Prepare episodes: context and targets drawn from the group's training questions."""
+        del server_round
+        sampler = EpisodeSampler(
+            (config.context_min, config.context_max), (config.target_min, config.target_max)
+        )
+        pool = table.members("train")
+
+        def step() -> Tensor:
+            drawn = sampler.sample(pool, rng)
+            context, targets = (table.batch(part) for part in drawn)
+            logits, log_std = self.score(self.encode_context(context), targets)
+            return prediction_loss(targets.log_softmax(logits), log_std, targets, config.loss)
+
+        return step
 
     @property
     def _blocks(self) -> list[nn.TransformerEncoderLayer]:
