@@ -45,7 +45,7 @@ FREE_ON_RESUME = frozenset(
         "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
         "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
         "evaluate-with-training",
-        "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm",
+        "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm", "max-update-ratio",
     }
 )  # fmt: skip
 _PACKAGES = ("torch", "flwr", "ray", "numpy", "transformers")
