@@ -65,7 +65,8 @@ class RunConfig:
     round_timeout: float
     round_retries: int
     max_update_norm: float
-    update_dtype: Literal["float32", "bfloat16", "int8"]
+    max_update_ratio: float
+    update_dtype: Literal["float32", "bfloat16"]
     evaluate_every: int
     context_questions: int
     evaluate_with_training: bool
@@ -152,6 +153,8 @@ class RunConfig:
         _require(
             self.question_features % 2 == 0, "question_features", self.question_features, "even"
         )
+        ratio = self.max_update_ratio
+        _require(ratio == 0 or ratio > 1, "max_update_ratio", ratio, "0 or above 1")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         _require(self.width % self.heads == 0, "width", self.width,
                  f"a multiple of heads ({self.heads})")  # fmt: skip

@@ -169,7 +169,7 @@ def test_run_config(written: Path) -> None:
     config = RunConfig.from_run_config(default_run_config() | values)
     assert config.seen == SEEN
     assert config.unseen == UNSEEN
-    assert (config.expected_nodes, config.min_nodes, config.prototypes) == (4, 3, 3)
+    assert (config.expected_nodes, config.min_nodes) == (4, 3)
     assert config.output_dir == str(written / "server" / "state" / "runs")
 
 
@@ -343,7 +343,6 @@ def test_any_group_name_reaches_flower(node: Path, group: str) -> None:
         "group": group,
         "role": "train",
         "embedding-cache": str(node / "state" / "embeddings"),
-        "state-dir": str(node / "state" / "run"),
     }
 
 
