@@ -48,7 +48,7 @@ from pluralllm_fl.federation.records import to_arrays, to_record
 ROOT = Path(__file__).resolve().parents[1]
 IDLE = (0, 50, 600)  # light nodes that wait; the last are more than one SuperLink can serve
 IDLE_SECONDS = 15.0
-EXCHANGE = (
+EXCHANGE = ((5, "float32"), (25, "float32"), (25, "bfloat16"))  # light nodes in a run, updates
     (5, "float32"),
     (25, "float32"),
     (25, "bfloat16"),
