@@ -4,6 +4,7 @@ A *reading* is an array of three figures (`FIGURES`): the mean alignment over qu
 shares of options that are predicted within 0.02 and within 0.05. NaN: there is nothing to read.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from pluralllm_fl.workspace import Workspace
 
 TOLERANCES = (0.02, 0.05)
 FIGURES = ("alignment", *(f"within_{tolerance}" for tolerance in TOLERANCES))
+FEWEST = 5  # questions that a group's reading is a mean of; fewer are chance
 NOTHING: FloatArray = np.full(len(FIGURES), np.nan)
 
 
@@ -36,12 +38,12 @@ class Examiner:
     def targets(
         self, predict: Predict, group: str, split: EvaluationSplit, known: int
     ) -> Targets | None:
-        """Predict a group's questions, `known` of its training answers given; None without any."""
+        """Predict a group's questions, `known` of its training answers given; None if too few."""
         table = self.workspace.table(group)
         context, asked = context_and_targets(table, split, known, self.workspace.config.seed)
         if split == "train":
             asked = asked[np.isin(table.first_row[asked], self.trained_rows)]
-        return predict(table, context, asked) if len(asked) else None
+        return predict(table, context, asked) if len(asked) >= FEWEST else None
 
     def read(
         self, predict: Predict, group: str, split: EvaluationSplit = "train", known: int = 0
@@ -132,11 +134,12 @@ def interval(values: FloatArray, others: FloatArray | None = None) -> list[float
 
     None where there are fewer than two values of a kind.
     """
-    samples = [x[~np.isnan(x)] for x in (values, others) if x is not None]
-    if min(map(len, samples)) < 2:
+    one, *rest = [x[~np.isnan(x)] for x in (values, others) if x is not None]
+    if min(map(len, (one, *rest))) < 2:
         return None
-    test = ttest_1samp(samples[0], 0) if others is None else ttest_ind(*samples, equal_var=False)
-    bounds = np.array(test.confidence_interval(), dtype=np.float64)
+    with warnings.catch_warnings(action="ignore"):  # of values that are all alike
+        test = ttest_ind(one, rest[0], equal_var=False) if rest else ttest_1samp(one, 0)
+        bounds = np.array(test.confidence_interval(), dtype=np.float64)
     return bounds.tolist() if np.isfinite(bounds).all() else None
 
 

@@ -17,7 +17,8 @@ from pluralllm_fl.runs import resolve_run
 if TYPE_CHECKING:
     from pluralllm_fl.audit.subject import OnWork
 
-Figures = Mapping[str, float]
+Line = tuple[str, Mapping[str, float] | None, Mapping[str, float] | None]
+FORMS = {"alignment": "4f", "within_0.02": "0%", "within_0.05": "0%"}  # what is shown, and how
 
 
 @guarded
@@ -55,28 +56,25 @@ def audit(
 
 
 def show_audit(console: Console, found: Mapping[str, Any]) -> None:
-    """Print every attack beside its reference, and a sentence of what it means."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for title in ("reads", "beside", "above", "within\n0.02", "within\n0.05"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_row("holder of the model; beside: groups that took no part")
-    for row in found["model"]:
-        sides = row["trained"]
-        _add(table, _known(row), sides["seen"], sides["unseen"], sides)
-        _add(table, "    on new questions", row["new"]["seen"], row["new"]["unseen"], row["new"])
-    table.add_row("one raw update; beside: another node's update")
-    for row in found["updates"]:
-        _add(table, f"  round {row['round']}", row["own"], row["other"])
-    table.add_row("mean of raw answers; beside: without the group")
-    _add_pair(table, "  all seen groups", found["mean_of_answers"])
+    """Print every attack beside its reference, and in plain words what it means.
+
+    "in 0.02": share of options read to within 0.02.
+    """
+    lines = [
+        (name, row[key]["seen"], row[key]["unseen"])
+        for row in found["model"]
+        for key, name in (("trained", _known(row)), ("new", "  on new questions"))
+    ]
+    _show(console, "holder of the model", "groups that took no part", lines)
+    lines = [(f"round {row['round']}", row["own"], row["other"]) for row in found["updates"]]
+    _show(console, "one raw update", "by another node's update", lines)
+    lines = [_pair("all seen groups", found["mean_of_answers"])]
+    _show(console, "mean of raw answers", "of the others' answers", lines)
     if left := found["leave_one_out"]:
-        table.add_row(f"{len(left['groups'])} groups; beside: trained without the group")
-        for row in left["model"]:
-            _add_pair(table, _known(row), row)
-        _add_pair(table, "  mean of raw answers", left["mean_of_answers"])
-    console.print(table, markup=False, highlight=False)
-    console.print()
+        lines = [_pair(_known(row), row) for row in left["model"]]
+        lines.append(_pair("mean of raw answers", left["mean_of_answers"]))
+        title = f"left out: {len(left['groups'])} in turn"
+        _show(console, title, "trained without the group", lines)
     told = found["membership"]
     if told["seen"] is not None:
         beside = (
@@ -118,31 +116,27 @@ def meaning(found: Mapping[str, Any]) -> list[str]:
 
 
 def _known(row: Mapping[str, Any]) -> str:
-    return f"  {row['known'] or 'no'} answer{'s' if row['known'] else ''} known"
+    return f"{row['known'] or 'no'} answer{'s' if row['known'] else ''} known"
 
 
-def _add_pair(table: Table, name: str, pair: Mapping[str, Any]) -> None:
-    _add(table, name, pair["with"], pair["without"], pair)
+def _pair(name: str, pair: Mapping[str, Any]) -> Line:
+    return name, pair["with"], pair["without"]
 
 
-def _add(
-    table: Table,
-    name: str,
-    read: Figures | None,
-    beside: Figures | None,
-    compared: Mapping[str, Any] | None = None,
-) -> None:
-    if read is None:
-        return
-    above = "–" if beside is None else f"{read['alignment'] - beside['alignment']:+.4f}"
-    if compared and (bounds := compared["interval"]):
-        above += f" ± {(bounds[1] - bounds[0]) / 2:.4f}"
-    near = [
-        f"{read[key]:.0%}" if beside is None else f"{read[key]:.0%} / {beside[key]:.0%}"
-        for key in ("within_0.02", "within_0.05")
-    ]
-    closest = "–" if beside is None else f"{beside['alignment']:.4f}"
-    table.add_row(name, f"{read['alignment']:.4f}", closest, above, *near)
+def _show(console: Console, title: str, beside: str, lines: list[Line]) -> None:
+    """Print readings and, in brackets, what is read without what the attack is about."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(title, width=22, no_wrap=True)
+    for name in ("alignment", "above", "in 0.02", "in 0.05"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, read, other in lines:
+        if read is None:
+            continue
+        others = [f" ({other[k]:.{n}})" if other else "" for k, n in FORMS.items()]
+        cells = [f"{read[k]:.{n}}{o}" for (k, n), o in zip(FORMS.items(), others, strict=True)]
+        above = f"{read['alignment'] - other['alignment']:+.4f}" if other else "–"
+        table.add_row(name, cells[0], above, *cells[1:])
+    console.print(table, f"in brackets: {beside}\n", markup=False, highlight=False)
 
 
 @contextmanager
