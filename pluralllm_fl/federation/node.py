@@ -14,7 +14,7 @@ from pluralllm_fl.artefacts import output_directory
 from pluralllm_fl.config import RunConfig, Value
 from pluralllm_fl.embedding.cache import default_cache_dir
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
-from pluralllm_fl.evaluation import SplitScore, evaluate_group
+from pluralllm_fl.evaluation import NO_SCORE, evaluate_group
 from pluralllm_fl.federation import updates
 from pluralllm_fl.federation.node_state import NodeState
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
@@ -191,9 +191,10 @@ class LocalNode:
         metrics: dict[str, int | float] = {"num-examples": float(scores["all"].questions)}
         for split, score in scores.items():
             if self.deployed and score.questions < MIN_TARGETS:
-                score = SplitScore(0.0, 0.0, 0.0, 0.0, 0)
+                score = NO_SCORE
             metrics |= {
-                f"{split}-{name}": value for name, value in dataclasses.asdict(score).items()
+                f"{split}-{name.replace('_', '-')}": value
+                for name, value in dataclasses.asdict(score).items()
             }
         return MetricRecord(dict(metrics))
 
