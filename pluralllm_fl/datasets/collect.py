@@ -127,7 +127,8 @@ class Collector:
         if cell.distribution != answer.distribution:
             return BadRow(
                 _CONFLICT,
-                f"{differs}; keep one distribution, or give 'counts' or 'choice' rows, which add up",
+                f"{differs}; keep one distribution, "
+                f"or give 'counts' or 'choice' rows, which add up",
             )
         if cell.offered != answer.offered:
             return BadRow(

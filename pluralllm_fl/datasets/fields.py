@@ -104,15 +104,11 @@ def _texts(value: object, column: str) -> tuple[str, ...]:
     return values
 
 
-def offered_of(
-    row: Row, options: tuple[str, ...], amounts: Sequence[float]
-) -> tuple[bool, ...] | None:
-    """Which options were offered, by their texts, never by index; None: the row does not say.
+def offered_of(row: Row, options: tuple[str, ...], amounts: Sequence[float]) -> tuple[bool, ...]:
+    """Which options a row states as offered, by their texts, never by index.
 
     `amounts` are the row's shares or counts of the options.
     """
-    if row.get("offered") is None or row["offered"] == "":
-        return None
     listed = {text.strip() for text in _texts(row["offered"], "offered")}
     if unknown := sorted(listed - {option.strip() for option in options}):
         raise BadRow(

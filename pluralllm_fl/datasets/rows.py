@@ -115,7 +115,10 @@ def _survey(row: Row, given: set[str]) -> Answer:
         amounts = counts_of(sequence_of(row[kind], kind), len(options), weight)
     else:
         choice = choice_of(row[kind], options)
-    given_to = distribution or amounts or [float(i == choice) for i in range(len(options))]
+    offered = None
+    if "offered" in given:
+        one_hot = [float(i == choice) for i in range(len(options))]
+        offered = offered_of(row, options, distribution or amounts or one_hot)
     return Answer(
         kind,
         group,
@@ -125,7 +128,7 @@ def _survey(row: Row, given: set[str]) -> Answer:
         amounts,
         choice,
         weight,
-        offered_of(row, options, given_to),
+        offered,
         ordinal_of(row.get("ordinal"), len(options)),
         label_of(row, "topic"),
         label_of(row, "source"),
