@@ -15,6 +15,7 @@ from pluralllm_fl.errors import PluralLLMError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 def alignment(
@@ -62,6 +63,24 @@ def ordinal_alignment(predicted: FloatArray, true: FloatArray, positions: FloatA
     gaps = np.diff(positions[order])
     distance = np.abs(np.cumsum((predicted - true)[order])[:-1]) @ gaps
     return float(1.0 - distance / gaps.sum())
+
+
+def restrict(predicted: FloatArray, offered: BoolArray, question: IntArray) -> FloatArray:
+    """Condition distributions on the options offered; uniform over these if they have no mass.
+
+    Parameters
+    ----------
+    predicted, offered, question : ndarray, shape (options,)
+        Probabilities; which options were offered (some of every question); as in `alignment`.
+
+    Returns
+    -------
+    ndarray, shape (options,)
+        Exactly 0 where an option was not offered; sums to 1 in each question.
+    """
+    kept = np.where(offered, predicted, 0.0)
+    kept = np.where(np.bincount(question, weights=kept)[question] == 0, offered, kept)
+    return np.asarray(kept / np.bincount(question, weights=kept)[question], dtype=np.float64)
 
 
 def uniform_like(question: IntArray) -> FloatArray:
