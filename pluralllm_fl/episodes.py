@@ -188,7 +188,12 @@ class GroupTable:
     def fold(self, questions: IntArray, share: float) -> IntArray:
         """Return about this share of the questions: the same in any run, others in each group."""
         draws = [
-            int(hashlib.sha256(f"fold\0{self.group}\0{self.questions[i].id}".encode()).hexdigest()[:13], 16)
+            int(
+                hashlib.sha256(f"fold\0{self.group}\0{self.questions[i].id}".encode()).hexdigest()[
+                    :13
+                ],
+                16,
+            )
             for i in questions
         ]
         chosen: IntArray = questions[np.array(draws, dtype=np.float64) / 16**13 < share]

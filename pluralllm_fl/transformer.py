@@ -171,7 +171,12 @@ class TransformerNetwork(Network):
         asked = question[batch.question]
         option = F.normalize(batch.embedding[:, -self.dimension :], dim=1)
         x = torch.cat(
-            [4 * asked, 4 * option, 8 * centred(option, batch), 32 * asked * centred(option, batch)],
+            [
+                4 * asked,
+                4 * option,
+                8 * centred(option, batch),
+                32 * asked * centred(option, batch),
+            ],
             dim=1,
         )
         x = self.embed(x)
