@@ -40,11 +40,6 @@ class RunDirectory:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What nodes are told of the run: its folder's name, and an id that outlives renaming."""
-        return {"run": self.path.name, "run-id": str(self.run.get("id", self.path.name))}
-
     @classmethod
     def create(cls, path: Path) -> Self:
         """Make a new run directory.

@@ -65,7 +65,7 @@ class RunConfig:
     round_timeout: float
     round_retries: int
     max_update_norm: float
-    update_dtype: Literal["float32", "bfloat16", "int8"]
+    update_dtype: Literal["float32", "bfloat16"]
     evaluate_every: int
     context_questions: int
     evaluate_with_training: bool

@@ -46,13 +46,13 @@ def train_reply(
     ----------
     content : RecordDict
     base : dict of str to array
-        What the node was sent, of that only what it trains.
+        The model that the node was sent.
     weight_key : str
         Name of the weight among the metrics.
     max_update_norm : float
         Largest L2 norm of the difference to the base; 0: no limit.
     update_dtype : str
-        With another than float32 the reply holds an encoded update to the base.
+        With bfloat16 the reply holds an encoded update to the base.
 
     Raises
     ------
@@ -72,8 +72,8 @@ def train_reply(
     if update_dtype == "float32":
         arrays = _arrays(received, expected)
     else:
-        encoded = _arrays(received, updates.layout(base, update_dtype))
-        arrays = _ordered(updates.decode(encoded, base, update_dtype), expected)
+        encoded = _arrays(received, updates.layout(base))
+        arrays = _ordered(updates.decode(encoded, base), expected)
     if max_update_norm:
         norm = update_norm(arrays, base)
         if not norm <= max_update_norm:

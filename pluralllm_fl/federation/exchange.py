@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation import checks
 from pluralllm_fl.federation.guard import GuardedGrid, Outcome
-from pluralllm_fl.federation.records import Arrays
+from pluralllm_fl.federation.records import Arrays, to_arrays
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
@@ -41,14 +41,16 @@ class Exchange:
         self.emit = emit
         self._dropped: dict[str, str] = {}
         self._absent: set[str] = set()
+        # Strategies send one record to every node, which so is decoded once.
+        self._base: tuple[ArrayRecord, Arrays] | None = None
 
     def gather(
         self,
         messages: list[Message],
         server_round: int,
         *,
+        train: bool,
         attempts: int,
-        base: Callable[[Outcome], Arrays] | None = None,
         passengers: Sequence[Message] = (),
     ) -> tuple[Replies, Replies]:
         """Exchange messages until enough good replies are there.
@@ -61,11 +63,10 @@ class Exchange:
         messages : list of Message
             Addressed by rank.
         server_round : int
+        train : bool
+            Whether the messages ask for training or for evaluations.
         attempts : int
             How often a node is asked at most.
-        base : callable, optional
-            Of a training reply, the arrays that the node was to train. Without it the messages ask
-            for evaluations.
         passengers : sequence of Message
             Evaluations of the model that comes in, asked once, on the way.
 
@@ -79,12 +80,12 @@ class Exchange:
         FederationError
             If a training round has fewer good replies than ``min-nodes``.
         """
-        needed = min(self.config.min_nodes, len(messages)) if base else len(messages)
+        needed = min(self.config.min_nodes, len(messages)) if train else len(messages)
         good: Replies = []
         scored: dict[str, tuple[Outcome, RecordDict]] = {}
         for attempt in range(attempts):
             if attempt:
-                if base:
+                if train:
                     self.emit("round_retried", round=server_round, attempt=attempt,
                               good=len(good), needed=needed)  # fmt: skip
                 messages = self._still_missing(messages, good)
@@ -93,14 +94,14 @@ class Exchange:
             self._tell(outcomes, server_round)
             asked = [outcome for outcome in outcomes if id(outcome.message) in own]
             riders = [o for o in outcomes if id(o.message) not in own] + _ridden(asked)
-            for outcome, content in self._checked(riders, server_round - 1, None):
+            for outcome, content in self._checked(riders, server_round - 1, train=False):
                 scored[outcome.node.group] = (outcome, content)
             passengers = ()
-            good += self._checked(asked, server_round, base)
-            good = self._consistent(good, server_round, train=base is not None)
+            good += self._checked(asked, server_round, train=train)
+            good = self._consistent(good, server_round, train=train)
             if len(good) >= needed:
                 break
-        if base and len(good) < needed:
+        if train and len(good) < needed:
             raise FederationError(
                 f"Round {server_round}: only {len(good)} good replies of {needed} needed "
                 f"(min-nodes) after {attempts} attempt(s). Reasons: {self._reasons}. Mend these "
@@ -118,34 +119,36 @@ class Exchange:
         self.grid.await_nodes(missing, self.config.join_timeout)
         return messages
 
-    def _checked(
-        self,
-        outcomes: list[Outcome],
-        server_round: int,
-        base: Callable[[Outcome], Arrays] | None,
-    ) -> Replies:
+    def _checked(self, outcomes: list[Outcome], server_round: int, *, train: bool) -> Replies:
         good = []
         self._dropped = {}
         for outcome in outcomes:
             try:
-                good.append((outcome, self._content(outcome, base)))
+                good.append((outcome, self._content(outcome, train=train)))
             except checks.BadReply as reason:
-                self._drop(outcome.node.group, str(reason), server_round, train=base is not None)
+                self._drop(outcome.node.group, str(reason), server_round, train=train)
             outcome.content = None  # free the arrays that were received
         return good
 
-    def _content(self, outcome: Outcome, base: Callable[[Outcome], Arrays] | None) -> RecordDict:
+    def _content(self, outcome: Outcome, *, train: bool) -> RecordDict:
         if outcome.content is None:
             raise checks.BadReply(outcome.problem)
-        if base is None:
+        if not train:
             return checks.evaluate_reply(outcome.content)
         return checks.train_reply(
             outcome.content,
-            base(outcome),
+            self._sent(outcome),
             weight_key=self.weight_key,
             max_update_norm=self.config.max_update_norm,
             update_dtype=self.config.update_dtype,
         )
+
+    def _sent(self, outcome: Outcome) -> Arrays:
+        """Return the model that a node was sent."""
+        record = outcome.message.content.array_records["arrays"]
+        if self._base is None or self._base[0] is not record:
+            self._base = record, to_arrays(record)
+        return self._base[1]
 
     def _consistent(self, good: Replies, server_round: int, *, train: bool) -> Replies:
         expected = checks.TRAIN_KEYS if train else checks.EVALUATE_KEYS

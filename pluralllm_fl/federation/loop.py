@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from pluralllm_fl.federation.callbacks import Callback
 from pluralllm_fl.federation.checkpoint import Progress
 from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.guard import GuardedGrid, Outcome
-from pluralllm_fl.federation.prototypes import Prototypes, assign
 from pluralllm_fl.federation.records import Arrays, seeded, to_arrays, to_record
 from pluralllm_fl.federation.strategies import innermost, is_private
 
@@ -43,8 +42,6 @@ class RoundLoop:
         ``(config, round) -> learning rate`` of a round.
     callbacks : sequence of Callback
         Called in this order.
-    identity : mapping of str to str
-        ``run``, the name of the run's folder, and ``run-id``, under which nodes keep their state.
     """
 
     def __init__(
@@ -55,7 +52,6 @@ class RoundLoop:
         progress: Progress,
         learning_rate_at: LearningRate,
         callbacks: Sequence[Callback],
-        identity: Mapping[str, str],
     ) -> None:
         self.grid = grid
         self.strategy = strategy
@@ -63,7 +59,6 @@ class RoundLoop:
         self.progress = progress
         self.learning_rate_at = learning_rate_at
         self.callbacks = callbacks
-        self.identity = identity
         self.stop = False
         self.finished = False
         self.fresh = progress.evaluation is None and progress.round == 0
@@ -134,23 +129,20 @@ class RoundLoop:
                 "local-steps": self.config.local_steps,
                 "seed": self.config.seed,
                 "update-dtype": self.config.update_dtype,
-                **self.identity,
             }
         )
         if riding:
             config["evaluate"] = True
             config["context-questions"] = self.config.context_questions
         self.grid.open_phase(train=True)
-        prototypes = Prototypes(assign(self.config, self.grid.roster), server_round)
-        configured = self._configure("train", server_round, config)
-        messages = prototypes.address(configured, self.grid)
+        messages = self._configure("train", server_round, config)
         trained = {message.metadata.dst_node_id for message in messages}
         passengers = [m for m in passengers if m.metadata.dst_node_id not in trained]
         replies, scores = self._exchange.gather(
             messages,
             server_round,
             attempts=1 + self.config.round_retries,
-            base=prototypes.base,
+            train=True,
             passengers=passengers,
         )
         if riding:
@@ -158,7 +150,6 @@ class RoundLoop:
         by_group = {
             o.node.group: results.training(content, self._weight_key) for o, content in replies
         }
-        prototypes.side_by_side(replies, self._weight_key)
         self._aggregate(server_round, [_reply(o, content) for o, content in replies])
         self.emit(
             "round",
@@ -175,7 +166,7 @@ class RoundLoop:
         last = server_round in (0, self.config.num_server_rounds) or everyone
         messages = self._evaluation_messages(server_round, everyone=last)
         replies, _ = self._exchange.gather(
-            messages, server_round, attempts=2 if last and server_round else 1
+            messages, server_round, train=False, attempts=2 if last and server_round else 1
         )
         self._score(server_round, replies, self._account(start))
 

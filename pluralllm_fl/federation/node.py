@@ -10,16 +10,13 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
-from pluralllm_fl.artefacts import output_directory
 from pluralllm_fl.config import RunConfig, Value
-from pluralllm_fl.embedding.cache import default_cache_dir
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
 from pluralllm_fl.evaluation import SplitScore, evaluate_group
 from pluralllm_fl.federation import updates
-from pluralllm_fl.federation.node_state import NodeState
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
-from pluralllm_fl.memory import OWNED
-from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.networks import PredictorConfig
+from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.preferences import Role
 from pluralllm_fl.training import round_seed, train_group
 from pluralllm_fl.workspace import Workspace, open_workspace
@@ -41,7 +38,6 @@ class LocalNode:
     role: Role
     groups: int
     supernodes: int
-    state_dir: str = ""
 
     @classmethod
     def from_context(cls, context: Context) -> "LocalNode":
@@ -86,9 +82,6 @@ class LocalNode:
         role = str(node_config.get("role", _listed_role(config, group)))
         if role not in ("train", "evaluate"):
             raise ConfigError(f"role = '{role}' in --node-config: must be train or evaluate.")
-        state_dir = str(node_config.get("state-dir", ""))
-        if state_dir and not Path(state_dir).is_absolute():
-            raise ConfigError(f"state-dir = '{state_dir}' in --node-config: must be absolute.")
         # The split of questions is a hash, so a node needs to know no other group.
         own = RunConfig.from_run_config(
             config.to_run_config()
@@ -104,7 +97,7 @@ class LocalNode:
                 f"node, `pluralllm data check {path}` says why."
             ) from None
         kind: Role = "train" if role == "train" else "evaluate"
-        return cls(own, workspace, group, kind, 0, 0, state_dir)
+        return cls(own, workspace, group, kind, 0, 0)
 
     @property
     def deployed(self) -> bool:
@@ -139,30 +132,28 @@ class LocalNode:
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Train the received predictor on this group's training questions.
 
-        The arrays returned are those of the trained predictor that training can change, or with
-        another ``update-dtype`` than float32 the encoded update to them (see `updates`).
+        The arrays returned are those of the trained predictor, or with ``update-dtype`` bfloat16
+        the encoded update (see `updates`).
 
         Raises
         ------
         ConfigError
-            On a node that is only evaluated, whatever the server asks.
-        ArtefactError
-            If the residual of an int8 update cannot be written.
+            On a node that is only evaluated, whatever the server asks; for an ``update-dtype``
+            unknown here.
         """
         if self.role != "train":
             raise ConfigError(f"Group '{self.group}' is evaluate-only: its node does not train.")
         predictor = self._predictor(arrays)
         server_round = int(_number(orders, "server-round"))
-        prototype = int(_number(orders, "prototype", 0))
         result = train_group(
             predictor,
             self.workspace.table(self.group),
             self.config,
+            server_round=server_round,
             learning_rate=_number(orders, "learning-rate"),
             local_steps=int(_number(orders, "local-steps")),
             seed=round_seed(int(_number(orders, "seed")), server_round, self.group),
             proximal_mu=_number(orders, "proximal-mu", 0.0),
-            prototype=prototype,
         )
         weight = float(result.questions) if self.config.client_weight == "answers" else 1.0
         metrics = MetricRecord(
@@ -173,12 +164,7 @@ class LocalNode:
                 "seconds": result.seconds,
             }
         )
-        dtype = str(orders.get("update-dtype", "float32"))
-        new = updates.own(_arrays(predictor), prototype)
-        if dtype != "float32":
-            received = updates.own(to_arrays(arrays), prototype)
-            new = self._encode(new, received, dtype, orders)
-        return to_record(new), metrics
+        return to_record(_encoded(_arrays(predictor), arrays, orders)), metrics
 
     def evaluate(self, arrays: ArrayRecord, orders: Mapping[str, object]) -> MetricRecord:
         """Score the received predictor on every split of this group's questions."""
@@ -196,43 +182,6 @@ class LocalNode:
                 f"{split}-{name}": value for name, value in dataclasses.asdict(score).items()
             }
         return MetricRecord(dict(metrics))
-
-    def _encode(
-        self,
-        new: Arrays,
-        received: Arrays,
-        dtype: str,
-        orders: Mapping[str, object],
-    ) -> Arrays:
-        if dtype == "bfloat16":
-            return updates.encode(new, received, dtype)[0]
-        if dtype != "int8":
-            raise ConfigError(f"The server asks for update-dtype '{dtype}', unknown here.")
-        state = self._state(orders, prototypes=not received.keys().isdisjoint(OWNED))
-        server_round = int(_number(orders, "server-round"))
-        residual = state.residual(server_round, updates.size(received))
-        update, residual = updates.encode(
-            new, received, dtype, residual, max_update_norm=self.config.max_update_norm
-        )
-        state.save(server_round, residual, self.config.checkpoint_every)
-        return update
-
-    def _state(self, orders: Mapping[str, object], *, prototypes: bool) -> NodeState:
-        """Return this node's state: in its state-dir, in a simulation in the run's own folder."""
-        run = _text(orders, "run")
-        if self.state_dir:
-            root = Path(self.state_dir)
-        elif self.deployed:
-            cache = self.config.embedding_cache
-            root = (Path(cache) if cache else default_cache_dir()) / "nodes"
-        else:
-            config = self.config
-            folder = Path(config.resume) if config.resume else output_directory(config) / run
-            root = folder / "nodes"
-        # What is owed to one prototype must not be paid to another, if a node that joins late
-        # moves this group's place.
-        mine = f"\0{int(_number(orders, 'prototype', 0))}" if prototypes else ""
-        return NodeState(root, _text(orders, "run-id"), self.group + mine)
 
     def _predictor(self, arrays: ArrayRecord) -> PreferencePredictor:
         config = PredictorConfig.from_run_config(self.config, self.workspace.vectors.shape[1])
@@ -274,15 +223,17 @@ def _arrays(predictor: PreferencePredictor) -> Arrays:
     return {k: v.detach().cpu().numpy() for k, v in predictor.state_dict().items()}
 
 
+def _encoded(new: Arrays, received: ArrayRecord, orders: Mapping[str, object]) -> Arrays:
+    dtype = orders.get("update-dtype", "float32")
+    if dtype == "float32":
+        return new
+    if dtype != "bfloat16":
+        raise ConfigError(f"The server asks for update-dtype '{dtype}', unknown here.")
+    return updates.encode(new, to_arrays(received))
+
+
 def _number(orders: Mapping[str, object], key: str, default: float | None = None) -> float:
     value = orders.get(key, default)
     if not isinstance(value, int | float):
         raise ConfigError(f"The server's message lacks the number '{key}'.")
     return float(value)
-
-
-def _text(orders: Mapping[str, object], key: str) -> str:
-    value = orders.get(key)
-    if not isinstance(value, str) or Path(value).name != value or value in ("", ".", ".."):
-        raise ConfigError(f"The server's message lacks '{key}', a plain name.")
-    return value

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import logging
-import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -149,9 +148,7 @@ class _Session:
         strategy, progress = self._state(roster, model)
         stopping, callbacks = self._callbacks()
         grid = GuardedGrid(self.grid, roster, config.round_timeout)
-        loop = RoundLoop(
-            grid, strategy, config, progress, learning_rate_at, callbacks, directory.identity
-        )
+        loop = RoundLoop(grid, strategy, config, progress, learning_rate_at, callbacks)
         self.loop = loop
         if self.start is not None and stopping is not None:
             stopping.load(self.start.stopping, self.start.best_arrays)
@@ -296,7 +293,6 @@ def _create(config: RunConfig) -> RunDirectory:
     directory = RunDirectory.create(output_directory(config) / name)
     directory.update_run(
         schema=1,
-        id=f"{name}-{secrets.token_hex(4)}",
         status="running",
         error=None,
         config=config.to_run_config(),

@@ -13,7 +13,8 @@ from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError
 from pluralllm_fl.federation.node import LocalNode, discreet
 from pluralllm_fl.federation.records import to_arrays
-from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.networks import PredictorConfig
+from pluralllm_fl.predictor import PreferencePredictor
 
 pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
@@ -23,8 +24,9 @@ TOPICS = ("tea", "rain", "maps", "bread", "trains", "music", "gardens", "ships",
 
 def context(node_config: dict[str, Any], **changes: Any) -> Context:
     small = {
-        "prototypes": 3,
-        "coverage-features": 64,
+        "width": 16,
+        "feed-forward": 16,
+        "question-features": 64,
         "context-questions": 4,
         "local-steps": 2,
         "target-min": 2,
@@ -96,14 +98,12 @@ def test_replies_hold_numbers_and_never_the_data(answers: Path) -> None:
     start = ArrayRecord(PreferencePredictor(config).state_dict())
     orders = {
         "server-round": 1, "learning-rate": 1e-2, "local-steps": 2, "seed": 0,
-        "context-questions": 4, "prototype": 1,
+        "context-questions": 4,
     }  # fmt: skip
     arrays, metrics = node.train(start, orders)
     before, after = to_arrays(start), to_arrays(arrays)
-    assert {k: v.shape for k, v in after.items()} == {
-        k: v.shape if k == "network.mixing" else (1, *v.shape[1:]) for k, v in before.items()
-    }
-    assert after["network.memory"].any()
+    assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
+    assert any((after[k] != v).any() for k, v in before.items())
     scores = node.evaluate(start, orders)
     assert 0 < scores["all-alignment"] <= 1
     assert scores["all-questions"] == 16

@@ -1,14 +1,13 @@
-"""Federations whose updates travel as bfloat16 or int8: results, bytes, repeats and bad replies."""
+"""The real nodes and predictor: updates as bfloat16, repeats, and bad replies."""
 
 import json
-import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, Message, UserConfig
 
 from client_app import app
@@ -17,7 +16,7 @@ from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, FederationError
 from pluralllm_fl.federation.node import LocalNode
 from pluralllm_fl.federation.session import run_federation
-from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.predictor import initial_predictor
 from pluralllm_fl.training import learning_rate_at
 from pluralllm_fl.workspace import open_workspace
 from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays
@@ -30,14 +29,15 @@ pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
 NODES = 4
 # Partition 1 trains.
 BAD = 1
+UPDATE = "update/bfloat16"
 
 
 def settings(output: Path, **changes: bool | float | int | str) -> RunConfig:
     values = {
         **default_run_config(),
         "synthetic-groups": NODES, "synthetic-questions": 60, "unseen-fraction": 0.25,
-        "prototypes": 2, "coverage-features": 32,
-        "num-server-rounds": 3, "local-steps": 8, "learning-rate": 4e-3,
+        "width": 16, "feed-forward": 16, "heads": 2, "question-features": 32, "factors": 2,
+        "num-server-rounds": 3, "local-steps": 8, "learning-rate": 4e-3, "target-min": 2,
         "join-timeout": 20.0, "round-timeout": 20.0, "device": "cpu",
         "output-dir": str(output), "run-name": "run",
         **{key.replace("_", "-"): value for key, value in changes.items()},
@@ -60,13 +60,7 @@ def federate(
 
 
 def run_on(grid: InProcessGrid, config: RunConfig) -> Path:
-    def build(embedding_dim: int, embedding_fingerprint: str) -> PreferencePredictor:
-        torch.manual_seed(config.seed)
-        return PreferencePredictor(
-            PredictorConfig.from_run_config(config, embedding_dim, embedding_fingerprint)
-        )
-
-    return run_federation(grid, config, build, learning_rate_at)
+    return run_federation(grid, config, partial(initial_predictor, config), learning_rate_at)
 
 
 def trains(request: Message, server_round: int, partition: int | None = None) -> bool:
@@ -75,43 +69,28 @@ def trains(request: Message, server_round: int, partition: int | None = None) ->
     return request.content["config"]["server-round"] == server_round and partition in (BAD, None)
 
 
-def test_alignment_is_that_of_float32_for_a_fraction_of_the_bytes(tmp_path: Path) -> None:
+def test_alignment_is_that_of_float32_for_half_the_bytes(tmp_path: Path) -> None:
     runs = {
         dtype: federate(settings(tmp_path / dtype, update_dtype=dtype, num_server_rounds=5))
-        for dtype in ("float32", "bfloat16", "int8")
+        for dtype in ("float32", "bfloat16")
     }
     summaries = {k: json.loads((run / "summary.json").read_text()) for k, run in runs.items()}
-    gained = (
-        summaries["float32"]["unseen"]["alignment"]
-        - (events(runs["float32"], "evaluation")[0]["unseen"]["alignment"])
-    )
+    before = events(runs["float32"], "evaluation")[0]["unseen"]["alignment"]
+    gained = summaries["float32"]["unseen"]["alignment"] - before
     assert gained > 0.02
-    up = {k: [e["bytes_up"] for e in events(run, "round")] for k, run in runs.items()}
-    for dtype, ratio in (("bfloat16", 0.5), ("int8", 0.25)):
-        for side in ("seen", "unseen"):
-            whole, small = (summaries[k][side]["alignment"] for k in ("float32", dtype))
-            assert small == pytest.approx(whole, abs=gained / 10)
-        assert not events(runs[dtype], "reply_dropped")
-        assert len(set(up[dtype])) == 1
-        assert up[dtype][0] / up["float32"][0] == pytest.approx(ratio, abs=0.02)
-    whole, small = (
-        np.frombuffer(final_arrays(runs[dtype])["network.memory"], np.float32).reshape(2, -1)
-        for dtype in ("float32", "int8")
-    )
-    # Two groups pull prototype 0 in every round; that of one group alone moves less and less.
-    for prototype, quanta in ((0, 1.0), (1, 1e-3)):
-        largest = np.abs(whole[prototype]).max()
-        np.testing.assert_allclose(
-            small[prototype], whole[prototype], atol=quanta * largest / 127, rtol=0
-        )
+    for side in ("seen", "unseen"):
+        whole, small = (summaries[k][side]["alignment"] for k in ("float32", "bfloat16"))
+        assert small == pytest.approx(whole, abs=gained / 10)
+    assert not events(runs["bfloat16"], "reply_dropped")
+    up = {k: {e["bytes_up"] for e in events(run, "round")} for k, run in runs.items()}
+    (whole_bytes,), (small_bytes,) = up["float32"], up["bfloat16"]
+    assert small_bytes / whole_bytes == pytest.approx(0.5, abs=0.02)
     down = {events(run, "round")[0]["bytes_down"] for run in runs.values()}
     assert max(down) - min(down) < 100  # the model itself goes down whole
-    assert (runs["int8"] / "nodes").is_dir()
-    assert not any((runs[k] / "nodes").exists() for k in ("float32", "bfloat16"))
 
 
 def test_repeated_round_and_restarted_nodes_send_the_same_bits(tmp_path: Path) -> None:
-    config = {"update_dtype": "int8", "min_nodes": 3}
+    config = {"update_dtype": "bfloat16", "min_nodes": 3}
     whole = federate(settings(tmp_path / "whole", **config))
     lost: list[int] = []
 
@@ -132,44 +111,30 @@ def test_repeated_round_and_restarted_nodes_send_the_same_bits(tmp_path: Path) -
     assert final_arrays(run) == final_arrays(whole)
 
 
-@pytest.mark.parametrize("checkpoint_every", [1, 2])
-def test_resumed_run_is_bit_identical(tmp_path: Path, checkpoint_every: int) -> None:
-    """The server dies in round 4, after the nodes trained it; it resumes after 3, or 2."""
+def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
+    """The server dies in round 4, after the nodes trained it."""
 
     def crash(request: Message, reply: Message, partition: int) -> Message:
         if trains(request, 4) and partition == 2:
             raise CrashError
         return reply
 
-    config = {
-        "update_dtype": "int8",
-        "num_server_rounds": 5,
-        "local_steps": 3,
-        "checkpoint_every": checkpoint_every,
-    }
+    config = {"update_dtype": "bfloat16", "num_server_rounds": 5, "local_steps": 3}
     whole = federate(settings(tmp_path / "whole", **config))
     with pytest.raises(CrashError):
         federate(settings(tmp_path / "cut", **config), crash)
     run = tmp_path / "cut" / "run"
-    if checkpoint_every == 2:
-        shutil.rmtree(run / "checkpoints" / "round-0003")  # written on the way out
-    shutil.copytree(run, tmp_path / "copy")
     federate(settings(tmp_path / "cut", resume=str(run), **config))
     assert final_arrays(run) == final_arrays(whole)
-    # The residuals lie with the run and matter: without them other bits come out.
-    copy = tmp_path / "copy"
-    shutil.rmtree(copy / "nodes")
-    federate(settings(tmp_path / "cut", resume=str(copy), **config))
-    assert final_arrays(copy) != final_arrays(whole)
 
 
 def test_update_dtype_is_kept_on_resume(tmp_path: Path) -> None:
     run = federate(settings(tmp_path, num_server_rounds=1, local_steps=1))
     with pytest.raises(ConfigError, match="update-dtype"):
-        federate(settings(tmp_path, resume=str(run), update_dtype="int8", num_server_rounds=2))
+        federate(settings(tmp_path, resume=str(run), update_dtype="bfloat16", num_server_rounds=2))
 
 
-# -- deployed nodes: state in their own folder
+# -- deployed nodes
 
 
 def survey(path: Path, group: str, seed: int) -> None:
@@ -186,67 +151,25 @@ def deployment(folder: Path, names: tuple[str, ...] = ("Peru", "Chad")) -> list[
     folder.mkdir()
     for seed, name in enumerate(names):
         survey(folder / f"{name}.jsonl", name, seed)
-    return [
-        {
-            "dataset-path": str(folder / f"{name}.jsonl"),
-            "group": name,
-            "state-dir": str(folder / f"{name}-state"),
-        }
-        for name in names
-    ]
+    return [{"dataset-path": str(folder / f"{name}.jsonl"), "group": name} for name in names]
 
 
-def test_deployed_nodes_keep_their_state_in_their_own_folder(tmp_path: Path) -> None:
-    config = {"update_dtype": "int8", "local_steps": 2, "expected_nodes": 2}
-    nodes = deployment(tmp_path / "a")
-    run = federate(settings(tmp_path / "x", **config), nodes=nodes)
-    assert not (run / "nodes").exists()
-    for node in nodes:
-        found = sorted(p.name for p in Path(str(node["state-dir"])).rglob("*.safetensors"))
-        assert found == [f"residual-000{i}.safetensors" for i in (1, 2, 3)]
-    # A new run of the same name begins without the residuals of the old one.
-    second = federate(settings(tmp_path / "y", **config), nodes=nodes)
-    assert final_arrays(second) == final_arrays(run)
-    assert len(list(Path(str(nodes[0]["state-dir"])).iterdir())) == 2
-
-
-def test_full_disk_of_a_node_is_told_to_the_server(tmp_path: Path, small_disk: Path) -> None:
-    nodes = deployment(tmp_path / "a", ("Peru", "Chad", "Oman"))
-    nodes[0]["state-dir"] = str(small_disk)
-    config = settings(
-        tmp_path / "x", update_dtype="int8", local_steps=1, expected_nodes=3, width=64,
-        num_server_rounds=2,
-    )  # fmt: skip
+def test_deployed_nodes_read_their_own_files(tmp_path: Path) -> None:
+    nodes = deployment(tmp_path / "a", ("Peru", "Chad"))
+    config = settings(tmp_path / "x", local_steps=2, expected_nodes=2, num_server_rounds=1)
     run = federate(config, nodes=nodes)
-    dropped = events(run, "reply_dropped")
-    assert {e["group"] for e in dropped} == {"Peru"}
-    assert "No space left on device" in dropped[0]["reason"]
-    assert "state-dir" in dropped[0]["reason"]
+    assert not events(run, "reply_dropped")
+    assert set(events(run, "round")[0]["by_group"]) == {"Peru", "Chad"}
 
 
-def test_state_dir_must_be_absolute(tmp_path: Path) -> None:
-    (own,) = deployment(tmp_path / "a", ("Peru",))
-    with pytest.raises(ConfigError, match=r"state-dir = 'state'.*absolute"):
-        LocalNode.from_context(context({**own, "state-dir": "state"}))
-
-
-@pytest.mark.parametrize(
-    ("orders", "message"),
-    [
-        ({"update-dtype": "int4"}, "int4"),
-        ({"update-dtype": "int8"}, "lacks 'run'"),
-        ({"update-dtype": "int8", "run": "../up", "run-id": "x"}, "lacks 'run'"),
-        ({"update-dtype": "int8", "run": "up", "run-id": ".."}, "lacks 'run-id'"),
-    ],
-)
-def test_odd_orders_are_refused(tmp_path: Path, orders: dict[str, Any], message: str) -> None:
+def test_an_unknown_update_dtype_is_refused(tmp_path: Path) -> None:
     (own,) = deployment(tmp_path / "a", ("Peru",))
     node = LocalNode.from_context(context(own))
-    config = PredictorConfig.from_run_config(node.config, node.workspace.vectors.shape[1])
-    arrays = ArrayRecord(PreferencePredictor(config).state_dict())
-    usual = {"server-round": 1, "learning-rate": 1e-3, "local-steps": 1, "seed": 0}
-    with pytest.raises(ConfigError, match=message):
-        node.train(arrays, usual | orders)
+    predictor = initial_predictor(node.config, node.workspace.vectors.shape[1], "")
+    arrays = ArrayRecord(predictor.state_dict())
+    orders = {"server-round": 1, "learning-rate": 1e-3, "local-steps": 1, "seed": 0}
+    with pytest.raises(ConfigError, match="int4"):
+        node.train(arrays, orders | {"update-dtype": "int4"})
 
 
 # -- hostile nodes
@@ -259,7 +182,7 @@ def _array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[A
     return spoil
 
 
-def _with(value: float) -> Callable[[np.ndarray], np.ndarray]:
+def _with(value: int) -> Callable[[np.ndarray], np.ndarray]:
     def change(array: np.ndarray) -> np.ndarray:
         array[0] = value
         return array
@@ -273,18 +196,14 @@ def _claim(shape: str) -> Callable[[ArrayRecord], None]:
     def spoil(record: ArrayRecord) -> None:
         text = f"{{'descr': '|i1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
         data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
-        record["update/int8"] = Array("int8", (1,), "numpy.ndarray", data)
+        record[UPDATE] = Array("int8", (1,), "numpy.ndarray", data)
 
     return spoil
 
 
 def _whole(record: ArrayRecord) -> None:
     record.clear()
-    record["network.log_evidence"] = Array(np.zeros((), np.float32))
-
-
-def _drop_scales(record: ArrayRecord) -> None:
-    del record["update/scales"]
+    record["network.covariance"] = Array(np.zeros((), np.float32))
 
 
 def _extra(record: ArrayRecord) -> None:
@@ -292,36 +211,32 @@ def _extra(record: ArrayRecord) -> None:
 
 
 def _bytes(record: ArrayRecord) -> None:
-    record["update/int8"] = Array("int8", (1,), "numpy.ndarray", b"nothing")
+    record[UPDATE] = Array("int8", (1,), "numpy.ndarray", b"nothing")
 
 
 def _truncated(record: ArrayRecord) -> None:
-    old = record["update/int8"]
-    record["update/int8"] = Array(old.dtype, old.shape, old.stype, old.data[:-1])
+    old = record[UPDATE]
+    record[UPDATE] = Array(old.dtype, old.shape, old.stype, old.data[:-1])
 
 
 def _newer_format(record: ArrayRecord) -> None:
-    old = record["update/int8"]
+    old = record[UPDATE]
     data = b"\x93NUMPY\x02" + old.data[7:]
-    record["update/int8"] = Array(old.dtype, old.shape, old.stype, data)
+    record[UPDATE] = Array(old.dtype, old.shape, old.stype, data)
 
 
 HOSTILE: dict[str, tuple[Callable[[ArrayRecord], None], str]] = {
-    "NaN scale": (_array("update/scales", _with(np.nan)), "scales holds NaN"),
-    "infinite scale": (_array("update/scales", _with(np.inf)), "scales holds NaN"),
-    "overflow": (_array("update/scales", _with(3e38)), "holds NaN or infinite values"),
-    "huge": (_array("update/scales", _with(1e20)), "max-update-norm"),
-    "negative and huge": (_array("update/scales", _with(-1e20)), "max-update-norm"),
-    "short": (_array("update/int8", lambda a: a[:-1]), "has shape"),
-    "long": (_array("update/int8", lambda a: np.concatenate([a, a])), "has shape"),
-    "square": (_array("update/int8", lambda a: a[:, None]), "has shape"),
-    "fewer scales": (_array("update/scales", lambda a: a[:1]), "has shape"),
-    "scalar": (_array("update/scales", lambda a: a[0, ...]), "has shape ()"),
-    "dtype": (_array("update/int8", lambda a: a.astype(np.float32)), "dtype float32"),
-    "wide scales": (_array("update/scales", lambda a: a.astype(np.float64)), "dtype float64"),
-    "byte order": (_array("update/scales", lambda a: a.astype(">f4")), "dtype >f4"),
+    "NaN": (_array(UPDATE, _with(0x7FC0)), "holds NaN or infinite values"),
+    "infinite": (_array(UPDATE, _with(0x7F80)), "holds NaN or infinite values"),
+    "negative NaN": (_array(UPDATE, _with(0xFFFF)), "holds NaN or infinite values"),
+    "huge": (_array(UPDATE, _with(0x6000)), "max-update-norm"),
+    "negative and huge": (_array(UPDATE, _with(0xE000)), "max-update-norm"),
+    "short": (_array(UPDATE, lambda a: a[:-1]), "has shape"),
+    "long": (_array(UPDATE, lambda a: np.concatenate([a, a])), "has shape"),
+    "square": (_array(UPDATE, lambda a: a[:, None]), "has shape"),
+    "dtype": (_array(UPDATE, lambda a: a.astype(np.float32)), "dtype float32"),
+    "byte order": (_array(UPDATE, lambda a: a.astype(">u2")), "dtype >u2"),
     "whole model": (_whole, "names differ"),
-    "no scales": (_drop_scales, "names differ"),
     "extra": (_extra, "names differ"),
     "undecodable": (_bytes, "cannot be decoded"),
     "truncated": (_truncated, "cannot be decoded"),
@@ -352,7 +267,7 @@ def without_bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 HOSTILE_RUN: dict[str, Any] = {
-    "update_dtype": "int8",
+    "update_dtype": "bfloat16",
     "num_server_rounds": 1,
     "local_steps": 1,
     "round_timeout": 1.0,
@@ -377,7 +292,7 @@ def test_hostile_updates_are_dropped_and_named(
 
 
 def test_nan_in_training_is_dropped_and_the_next_round_is_good(tmp_path: Path) -> None:
-    """The coefficients of one node are NaN in round 2 because its learning rate explodes."""
+    """The weights of one node are NaN in round 2 because its learning rate explodes."""
 
     def fault(request: Message, reply: Message, partition: int) -> Message:
         if trains(request, 2, partition):
@@ -387,24 +302,12 @@ def test_nan_in_training_is_dropped_and_the_next_round_is_good(tmp_path: Path) -
             reply.content["arrays"] = update
         return reply
 
-    config = settings(tmp_path, update_dtype="int8", num_server_rounds=3, local_steps=3)
+    config = settings(tmp_path, num_server_rounds=3, local_steps=3)
     grid = InProcessGrid(app, NODES, config.to_run_config(), fault=fault)
     run = run_on(grid, config)
     (dropped,) = events(run, "reply_dropped")
     assert dropped["round"] == 2
-    assert "NaN" in dropped["reason"] or "max-update-norm" in dropped["reason"]
-
-
-@pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, 0xFFFF])
-def test_bfloat16_that_is_not_finite_is_dropped(tmp_path: Path, bits: int) -> None:
-    def fault(request: Message, reply: Message, partition: int) -> Message:
-        if trains(request, 1, partition):
-            _array("update/bfloat16", _with(bits))(reply.content["arrays"])
-        return reply
-
-    run = federate(settings(tmp_path, **HOSTILE_RUN | {"update_dtype": "bfloat16"}), fault)
-    (dropped,) = events(run, "reply_dropped")
-    assert "holds NaN or infinite values" in dropped["reason"]
+    assert "NaN" in dropped["reason"]
 
 
 def test_a_node_that_ignores_update_dtype_is_told(tmp_path: Path) -> None:
@@ -439,19 +342,3 @@ def test_strategies_get_whole_models_and_the_model_that_they_sent_is_the_base(
     for name, whole in finals[0].items():
         # A bfloat16 has 8 significant bits.
         np.testing.assert_allclose(finals[1][name], whole, atol=1e-3, rtol=2**-8)
-
-
-def test_a_node_that_is_away_does_not_make_the_others_overshoot(tmp_path: Path) -> None:
-    """Seen groups 0 and 2 share prototype 0, group 1 has the other; it is away in every round."""
-
-    def fault(request: Message, reply: Message, partition: int) -> Message | None:
-        return None if request.metadata.message_type == "train" and partition == BAD else reply
-
-    few = {"round_timeout": 1.0, "round_retries": 0, "min_nodes": 2}
-    memories = []
-    for rounds in (1, 3):
-        run = federate(settings(tmp_path / str(rounds), num_server_rounds=rounds, **few), fault)
-        memory = np.frombuffer(final_arrays(run)["network.memory"], np.float32).reshape(2, -1)
-        memories.append(memory)
-    np.testing.assert_allclose(memories[1][0], memories[0][0], atol=1e-4)
-    assert not memories[1][1].any()

@@ -344,7 +344,6 @@ def test_any_group_name_reaches_flower(node: Path, group: str) -> None:
         "group": group,
         "role": "train",
         "embedding-cache": str(node / "state" / "embeddings"),
-        "state-dir": str(node / "state" / "run"),
     }
 
 
