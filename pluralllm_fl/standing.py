@@ -84,12 +84,12 @@ def sentences(rows: list[Standing]) -> list[str]:
         explained = explained or row.marginal is not None
         parts = [_apart(row.predictor, value, name) for name, value in beside if value is not None]
         if parts:
-            said.append(f"{_WHERE[row.questions]} the predictor is {' and '.join(parts)}.")
-    floor = next((row.noise_floor for row in told if row.noise_floor is not None), None)
-    if floor is not None:
+            said.append(f"{_WHERE[row.questions]}, the predictor is {' and '.join(parts)}.")
+    floors = [r.noise_floor for r in told if r.predictor is not None and r.noise_floor is not None]
+    if floors:
         said.append(
-            f"The true distribution itself would score about {floor:.3f} (noise floor), because so "
-            "many people answered and not more."
+            f"The true distribution itself would score about {floors[0]:.3f} (noise floor): the "
+            "answers of a limited number of people scatter around it."
         )
     return said
 
