@@ -60,7 +60,9 @@ def write_run(
         }  # fmt: skip
         write_json(folder / "summary.json", summary)
         if diagnostics:
-            write_json(folder / "diagnostics.json", _diagnostics(seen[0], unseen, held_out=held_out))
+            write_json(
+                folder / "diagnostics.json", _diagnostics(seen[0], unseen, held_out=held_out)
+            )
     return folder
 
 

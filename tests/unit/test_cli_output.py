@@ -211,9 +211,11 @@ def test_new_and_trained_questions_stand_beside_their_references() -> None:
     assert lines[3] == ["unseen", "all", "0.8200", "0.6600", "0.7980", "0.9550"]
     assert lines[4] == ["seen", "new", "0.8000", "0.6500", "–", "–"]
     said = " ".join(shown.split())
-    new = "On questions that nobody trained on, the predictor is 0.120 above a uniform guess and 0.010"
-    assert f"{new} below the marginal, which is what the seen groups' own answers" in said
-    assert "On trained questions, the predictor is 0.170 above a uniform guess and 0.030 above" in said
+    new = "On questions that nobody trained on, the predictor is 0.120 above a uniform guess and"
+    assert f"{new} 0.010 below the marginal, which is what the seen groups' own answers" in said
+    assert (
+        "On trained questions, the predictor is 0.170 above a uniform guess and 0.030 above" in said
+    )
     assert "would score about 0.950" in said
 
 
