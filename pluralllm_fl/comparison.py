@@ -53,7 +53,7 @@ class Comparator:
         Learns what there is to learn, calling back after each of `ticks` parts; returns what
         predicts. Of several, the scores are averaged.
     rounds, steps : int
-        Rounds of communication, and optimiser steps that change anything; 0: none.
+        Rounds of communication, and optimiser steps; 0: none.
     ticks : int
     """
 
@@ -148,14 +148,12 @@ def _trained(name: str, workspace: Workspace, train: Train) -> Comparator:
         return [partial(predict_targets, predictor.eval()) for predictor in predictors]
 
     rounds = config.num_server_rounds
-    # Ours trains no gradient step in the first round: there is nothing to mix yet.
-    moving = rounds - (config.architecture == "pluralistic")
     return Comparator(
         name=name,
         workspace=workspace,
         fit=fit,
         rounds=rounds if train is baselines.federated else 0,
-        steps=moving * config.local_steps,
+        steps=rounds * config.local_steps,
         ticks=rounds * (len(workspace.seen) if train is baselines.local_only else 1),
     )
 

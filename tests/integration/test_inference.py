@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     small = {
         "synthetic-groups": 4, "synthetic-questions": 60, "unseen-fraction": 0.25,
-        "prototypes": 3, "coverage-features": 64,
+        "width": 16, "question-features": 64,
     }  # fmt: skip
     config = RunConfig.from_run_config(default_run_config() | small)
     workspace = open_workspace(config)

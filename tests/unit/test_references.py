@@ -13,7 +13,7 @@ from scipy.spatial.distance import jensenshannon
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation import context_and_targets
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
-from pluralllm_fl.probes import mlp_probe, ridge_probe
+from pluralllm_fl.probes import RIDGE, mlp_probe, ridge_probe
 from pluralllm_fl.references import (
     SHARPNESS,
     Reference,
@@ -264,7 +264,7 @@ def test_ridge_probe_equals_least_squares_with_ridge_rows(config: RunConfig, dim
             left.append(explicit(table.questions[i]))
             right.append(share - share.mean())
     width = left[0].shape[1]
-    left.append(np.sqrt(CONFIG.memory_ridge) * np.eye(width))
+    left.append(np.sqrt(RIDGE) * np.eye(width))
     right.append(np.zeros(width))
     solution = np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=None)[0]
     for question, predicted in ask(workspace, ridge_probe(workspace), group).items():
