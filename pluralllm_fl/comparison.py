@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -175,6 +175,11 @@ def _scores(
 def _mean(scores: Sequence[SplitScore]) -> SplitScore:
     if len(scores) == 1:
         return scores[0]
-    alignment, _, _, guess, questions = map(float, np.mean([astuple(s) for s in scores], axis=0))
-    # The mean of several intervals' bounds is no interval of the mean.
-    return SplitScore(alignment, math.nan, math.nan, guess, int(questions))
+    # All scored the same targets. The mean of several intervals' bounds is no interval of the mean.
+    return replace(
+        scores[0],
+        alignment=float(np.mean([s.alignment for s in scores])),
+        alignment_offered=float(np.mean([s.alignment_offered for s in scores])),
+        low=math.nan,
+        high=math.nan,
+    )

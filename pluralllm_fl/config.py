@@ -26,6 +26,7 @@ class RunConfig:
     unseen_groups: str
     unseen_fraction: float
     on_bad_row: Literal["auto", "raise", "skip"]
+    zeros: Literal["answers", "not-offered"]
     validation_fraction: float
     test_fraction: float
     synthetic_groups: int

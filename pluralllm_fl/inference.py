@@ -7,9 +7,9 @@
 array([0.41, 0.59])
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,12 +25,13 @@ from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
 from pluralllm_fl.evaluation import evaluate_group, split_blocks
 from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.predictor import PreferencePredictor
-from pluralllm_fl.preferences import Question
+from pluralllm_fl.preferences import BoolArray, Question
 from pluralllm_fl.references import references_by_side
 from pluralllm_fl.runs import read_json
 from pluralllm_fl.workspace import open_workspace
 
 Answers = Mapping[tuple[str, tuple[str, ...]], Sequence[float]]
+Offered = Mapping[tuple[str, tuple[str, ...]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,16 @@ class ConditionedGroup:
     pluralist: "Pluralist"
     context: tuple[Tensor, ...]
 
-    def predict(self, question: str, options: Sequence[str]) -> FloatArray:
+    def predict(
+        self, question: str, options: Sequence[str], offered: Sequence[str] | None = None
+    ) -> FloatArray:
         """Return the predicted distribution over the options.
+
+        Parameters
+        ----------
+        offered : sequence of str, optional
+            The options that the group can choose from, where it lacks some that others have: the
+            rest get exactly 0. The predictor reads all `options`, as it did in training.
 
         Raises
         ------
@@ -49,9 +58,11 @@ class ConditionedGroup:
             For fewer than two options, empty or repeated ones, or an empty question.
         """
         asked = checked_question(question, options)
-        predictor = self.pluralist.predictor
+        batch = self.pluralist.batch([asked])
+        if offered is not None:
+            batch = replace(batch, offered=torch.from_numpy(offered_mask(asked, offered)))
         with torch.no_grad():
-            score = predictor.score(self.context, self.pluralist.batch([asked]))
+            score = self.pluralist.predictor.score(self.context, batch)
         return score.log_probability.exp().double().numpy()
 
 
@@ -88,8 +99,17 @@ class Pluralist:
         embedder.load()
         return cls(predictor, embedder)
 
-    def condition(self, answers: Answers) -> ConditionedGroup:
-        """Read a group's answers, {(question, options): distribution}; may be empty."""
+    def condition(self, answers: Answers, offered: Offered | None = None) -> ConditionedGroup:
+        """Read a group's answers, {(question, options): distribution}; may be empty.
+
+        `offered`, {(question, options): options offered}, names those that the group could choose
+        from, of the questions where it lacked some: the zeros of the rest say nothing of it.
+
+        Raises
+        ------
+        ConfigError
+            For answers that are none, or to options that were not offered.
+        """
         questions = [checked_question(text, options) for text, options in answers]
         distributions = [np.asarray(p, dtype=np.float64) for p in answers.values()]
         for question, p in zip(questions, distributions, strict=True):
@@ -101,6 +121,12 @@ class Pluralist:
                 )
         shares = [(p / p.sum()).astype(np.float32) for p in distributions]
         batch = self.batch(questions, shares) if questions else None
+        if batch is not None and offered:
+            held = [
+                offered_mask(question, offered.get(key, question.options), p)
+                for key, question, p in zip(answers, questions, distributions, strict=True)
+            ]
+            batch = replace(batch, offered=torch.from_numpy(np.concatenate(held)))
         with torch.no_grad():
             return ConditionedGroup(self, self.predictor.encode_context(batch))
 
@@ -128,6 +154,31 @@ def checked_question(text: str, options: Sequence[str]) -> Question:
     if "" in bare or len(bare) < len(options):
         raise ConfigError(f"Options must be distinct and not empty: {list(options)}.")
     return Question(text, tuple(options))
+
+
+def offered_mask(
+    question: Question, offered: Sequence[str], shares: FloatArray | None = None
+) -> BoolArray:
+    """Mark the options offered, shape (options,).
+
+    Raises
+    ------
+    ConfigError
+        If they are fewer than two, none of the options, or lack one that has a share.
+    """
+    if unknown := [text for text in offered if text not in question.options]:
+        raise ConfigError(
+            f"'{unknown[0]}' is offered, but is none of the options of '{question.text}': "
+            f"{list(question.options)}.{nearest(unknown[0], question.options)}"
+        )
+    mask = np.array([option in offered for option in question.options])
+    if mask.sum() < 2:
+        raise ConfigError(f"At least two options of '{question.text}' must be offered.")
+    if shares is not None and (shares[~mask] > 0).any():
+        raise ConfigError(
+            f"The answer to '{question.text}' has a share on an option that was not offered."
+        )
+    return mask
 
 
 def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> None:
@@ -168,6 +219,7 @@ def predict_distribution(
     question: str,
     options: Sequence[str],
     group: str | None = None,
+    offered: Sequence[str] | None = None,
 ) -> FloatArray:
     """Predict one question, with the answers in a data file as context.
 
@@ -176,20 +228,26 @@ def predict_distribution(
     ConfigError
         When the file holds several groups and `group` names none of them.
     """
-    cache = run_config(run).embedding_cache
+    config = run_config(run)
+    cache = config.embedding_cache
     pluralist = Pluralist.load(run, Path(cache) if cache else None)
     answers: Answers = {}
+    offers: Offered = {}
     if context is not None:
-        held = load_dataset(str(context)).groups
+        held = load_dataset(str(context), zeros=config.zeros).groups
         name = group or (next(iter(held)) if len(held) == 1 else "")
         if name not in held:
             wanted = f"no group '{name}'.{nearest(name, held)}" if name else "several groups."
             raise ConfigError(f"{context} holds {wanted} Name one with --group: {'; '.join(held)}")
-        preferences = held[name].answers
-        answers = {(q.text, q.options): p.tolist() for q, p in preferences.items()}
+        known = held[name]
+        answers = {(q.text, q.options): p.tolist() for q, p in known.answers.items()}
+        offers = {
+            (q.text, q.options): list(compress(q.options, mask))
+            for q, mask in known.offered.items()
+        }
     elif group:
         raise ConfigError(f"--group '{group}' needs --context, a file with the group's answers.")
-    return pluralist.condition(answers).predict(question, options)
+    return pluralist.condition(answers, offers).predict(question, options, offered)
 
 
 def evaluate_run(
@@ -225,7 +283,7 @@ def evaluate_run(
     """
     trained = run_config(run)
     shown = trained.context_questions if context_questions is None else context_questions
-    config = dataclasses.replace(
+    config = replace(
         trained, dataset=dataset, seen_groups=";".join(groups), unseen_groups="",
         context_questions=shown, device="auto",
     )  # fmt: skip

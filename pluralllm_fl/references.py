@@ -140,7 +140,8 @@ def group_noise_floor(workspace: Workspace, group: str, split: EvaluationSplit) 
         return None
     question = np.repeat(np.arange(len(targets)), table.size[targets])
     shares = table.answers(targets).astype(np.float64)
-    return float(noise_floor(shares, np.array(respondents), question).mean())
+    offered = table.offers(targets)
+    return float(noise_floor(shares, np.array(respondents), question, offered).mean())
 
 
 def references_by_side(

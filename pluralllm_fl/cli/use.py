@@ -68,6 +68,10 @@ def predict(
         Path | None, typer.Option(help="File with answers that the group gave before.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Group in the context file.")] = None,
+    offered: Annotated[
+        list[str] | None,
+        typer.Option(help="Option that the group can choose; repeat. Default: all of them."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict how a group would answer a new question, from a few of its answers."""
@@ -75,7 +79,9 @@ def predict(
         raise ConfigError("A question needs at least two options: repeat --option.")
     from pluralllm_fl.inference import predict_distribution
 
-    distribution = predict_distribution(resolve_run(run), context, question, option, group)
+    distribution = predict_distribution(
+        resolve_run(run), context, question, option, group, offered or None
+    )
     if as_json:
         found = {
             "question": question,

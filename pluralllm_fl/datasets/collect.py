@@ -10,10 +10,17 @@ import numpy as np
 from pluralllm_fl.datasets.fields import BadRow, Row
 from pluralllm_fl.datasets.rows import Answer, parse_row
 from pluralllm_fl.errors import DatasetError
-from pluralllm_fl.preferences import FloatArray, GroupPreferences, PreferenceDataset, Question
+from pluralllm_fl.preferences import (
+    BoolArray,
+    FloatArray,
+    GroupPreferences,
+    PreferenceDataset,
+    Question,
+)
 
 RowStream = Iterable[tuple[int, Row | BadRow]]
 _CONFLICT = "conflicting answers of one group to one question"
+_CONFLICT_OFFERED = "conflicting options offered to one group"
 _QuestionKey = tuple[str, tuple[str, ...]]
 
 
@@ -23,11 +30,12 @@ class _Cell:
 
     first_line: int
     distribution: tuple[float, ...] | None
+    offered: tuple[bool, ...] | None
     tally: list[int]
     amounts: list[tuple[float, ...]] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)  # of the weights in `amounts`, by person
     rows: int = 0
-    conflict: bool = False
+    conflict: str = ""
 
     def shares(self) -> FloatArray:
         if self.distribution is not None:
@@ -101,16 +109,11 @@ class Collector:
         question = (answer.question, answer.options)
         cell = self._cells.get((answer.group, question))
         if cell is None:
-            cell = _Cell(line, answer.distribution, [0] * len(answer.options))
+            cell = _Cell(line, answer.distribution, answer.offered, [0] * len(answer.options))
             self._cells[answer.group, question] = cell
         cell.rows += 1
-        if cell.distribution != answer.distribution:
-            cell.conflict = True
-            bad = BadRow(
-                _CONFLICT,
-                f"differs from {self.unit or 'line '}{cell.first_line}; keep one distribution, "
-                f"or give 'counts' or 'choice' rows, which add up",
-            )
+        if bad := self._conflict(cell, answer):
+            cell.conflict = cell.conflict or bad.reason
             self._report(line, bad)
             return
         if answer.amounts is not None:
@@ -131,6 +134,20 @@ class Collector:
         if answer.source:
             labels.source.add(answer.source)
 
+    def _conflict(self, cell: _Cell, answer: Answer) -> BadRow | None:
+        differs = f"differs from {self.unit or 'line '}{cell.first_line}"
+        if cell.distribution != answer.distribution:
+            return BadRow(
+                _CONFLICT,
+                f"{differs}; keep one distribution, or give 'counts' or 'choice' rows, which add up",
+            )
+        if cell.offered != answer.offered:
+            return BadRow(
+                _CONFLICT_OFFERED,
+                f"{differs}; give all its rows of this question the same 'offered', or none",
+            )
+        return None
+
     def dataset(self, name: str) -> PreferenceDataset:
         """Build the data set of all good rows.
 
@@ -142,22 +159,27 @@ class Collector:
         skipped = Counter(self._skipped)
         groups: defaultdict[str, dict[Question, FloatArray]] = defaultdict(dict)
         respondents: defaultdict[str, dict[Question, float]] = defaultdict(dict)
+        offered: defaultdict[str, dict[Question, BoolArray]] = defaultdict(dict)
         questions: dict[_QuestionKey, Question] = {}
         for (group, key), cell in self._cells.items():
             if cell.conflict:
                 # All of them go: keeping the first would make the result depend on the order.
-                skipped[_CONFLICT] += cell.rows
+                skipped[cell.conflict] += cell.rows
                 continue
             if key not in questions:
                 questions[key] = self._question(key)
             groups[group][questions[key]] = cell.shares()
             if (people := cell.respondents()) is not None:
                 respondents[group][questions[key]] = people
+            if cell.offered is not None:
+                offered[group][questions[key]] = np.array(cell.offered)
         if not groups:
             raise DatasetError(self._nothing_usable(skipped))
         return PreferenceDataset(
             name=name,
-            groups={g: GroupPreferences(g, p, respondents[g]) for g, p in groups.items()},
+            groups={
+                g: GroupPreferences(g, p, respondents[g], offered[g]) for g, p in groups.items()
+            },
             skipped=dict(sorted(skipped.items())),
         )
 
