@@ -54,6 +54,8 @@ def show_summary(console: Console, blocks: Mapping[str, Block | None]) -> None:
             f"alignment {block['alignment']:.4f} ({low:.4f} – {high:.4f}), "
             f"uniform {block['uniform']:.4f}"
         ]
+        if (offered := block.get("alignment_offered", block["alignment"])) != block["alignment"]:
+            lines.append(f"alignment {offered:.4f} if the options offered are known")
         lines.append(
             f"fairness: CoV {block['cov']:.4f}, 1/(1+CoV²) {block['fairness_index_cov2']:.4f}, "
             f"1/(1+CoV) {block['fairness_index_cov']:.4f}, min {block['min']:.4f}"

@@ -19,6 +19,8 @@ EXTREMES = 20
 MEASURES = {  # name, definition, decimals
     "alignment": ("Alignment", "Mean over groups of 1 − Jensen-Shannon distance (macro).", 3),
     "alignment_micro": ("Alignment, micro", "The same, groups weighted by their questions.", 3),
+    "alignment_offered": ("Alignment, options offered", "The same predictions, restricted to the "
+                          "options that the group was offered, where the data state them.", 3),
     "cov": ("CoV", "Coefficient of variation: standard deviation / mean. 0 is even.", 4),
     "fairness_index_cov2": (
         "Fairness index, CoV²", "1 / (1 + CoV²), arXiv 2512.08786. 1 is even.", 4

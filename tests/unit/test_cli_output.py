@@ -168,6 +168,9 @@ def test_summary_shows_means_and_fairness() -> None:
     assert "1/(1+CoV²) 0.9800" in shown
     assert "1/(1+CoV) 0.8750" in shown
     assert "min 0.6000" in shown
+    assert "offered" not in shown
+    show_summary(target, {"seen": block() | {"alignment_offered": 0.75}})
+    assert "alignment 0.7500 if the options offered are known" in text(target)
 
 
 def test_diagnostics_leave_out_what_is_unknown() -> None:
