@@ -316,8 +316,6 @@ def evaluate_run(
         for block in filter(None, found.values()):
             block["trained_questions"] = None
     # The marginal is of the groups that trained, whichever groups are asked.
-    of_run = dataclasses.replace(
-        workspace, seen=tuple(sorted(participants & set(workspace.dataset.groups)))
-    )
+    of_run = replace(workspace, seen=tuple(sorted(participants & set(workspace.dataset.groups))))
     found["references"] = references_by_side(of_run, {s: sides[s] for s in found}, marginal=own)
     return found
