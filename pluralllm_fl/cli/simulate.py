@@ -41,7 +41,7 @@ from pluralllm_fl.cli.tables import (
     show_summary,
     show_warnings,
 )
-from pluralllm_fl.config import RunConfig, app_directory
+from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
 from pluralllm_fl.formats import duration
 from pluralllm_fl.progress import EventTail, RoundProgress
@@ -80,7 +80,7 @@ def simulate(
     verbose: Annotated[bool, typer.Option(help="Show the traceback of errors.")] = False,
 ) -> None:
     """Simulate a federation of every group on this machine."""
-    named = {
+    named: dict[str, Value | None] = {
         "dataset": dataset, "seen-groups": seen, "unseen-groups": unseen,
         "num-server-rounds": rounds, "seed": seed, "output-dir": output_dir,
     }  # fmt: skip
