@@ -156,6 +156,12 @@ class RunConfig:
         )
         ratio = self.max_update_ratio
         _require(ratio == 0 or ratio > 1, "max_update_ratio", ratio, "0 or above 1")
+        if self.early_stopping_patience and not self.validation_fraction:
+            raise ConfigError(
+                f"early-stopping-patience = {self.early_stopping_patience}: needs validation "
+                "questions, but every question trains or is a test question. Set "
+                "validation-fraction above 0 (for example 0.1), or early-stopping-patience = 0."
+            )
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         _require(self.width % self.heads == 0, "width", self.width,
                  f"a multiple of heads ({self.heads})")  # fmt: skip

@@ -172,11 +172,13 @@ def split_blocks(
     -------
     dict or None
         The block over all questions, with the same over test questions under
-        ``test_questions`` (None if no group has any); None if no group has a question.
+        ``test_questions`` and over training questions under ``trained_questions`` (each None if
+        no group has any); None if no group has a question.
     """
     block = _block({group: score["all"] for group, score in scores.items()})
     if block is not None:
-        block["test_questions"] = _block({group: score["test"] for group, score in scores.items()})
+        block["test_questions"] = _block({g: score["test"] for g, score in scores.items()})
+        block["trained_questions"] = _block({g: score["train"] for g, score in scores.items()})
     return block
 
 

@@ -26,6 +26,7 @@ from pluralllm_fl.evaluation import evaluate_group, split_blocks
 from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.preferences import BoolArray, Question
+from pluralllm_fl.references import references_by_side
 from pluralllm_fl.runs import read_json
 from pluralllm_fl.workspace import open_workspace
 
@@ -271,8 +272,9 @@ def evaluate_run(
     Returns
     -------
     dict
-        ``{"unseen": block}`` as in summary.json; groups named like one that trained are in a block
-        of their own under ``seen``.
+        ``{"unseen": block, "references": …}`` as in summary.json and diagnostics.json; groups named
+        like one that trained are in a block of their own under ``seen``. Of a data set other than
+        the run's, no question counts as trained, and the marginal is not known.
 
     Raises
     ------
@@ -291,7 +293,8 @@ def evaluate_run(
     require_same_embedding(predictor, workspace.embedding_fingerprint)
     predictor.to(workspace.vectors.device)
     participants = set(_recorded(run, "seen", list))
-    left_out = participants if dataset == trained.dataset else set()
+    own = dataset == trained.dataset
+    left_out = participants if own else set()
     chosen = groups or tuple(g for g in workspace.groups if g not in left_out)
     if not chosen:
         raise ConfigError(f"Every group of {dataset} took part in training; name some with groups.")
@@ -308,4 +311,11 @@ def evaluate_run(
         "seen": {g: score for g, score in scores.items() if g in participants},
         "unseen": {g: score for g, score in scores.items() if g not in participants},
     }
-    return {side: split_blocks(of_side) for side, of_side in sides.items() if of_side}
+    found: dict[str, Any] = {side: split_blocks(s) for side, s in sides.items() if s}
+    if not own:
+        for block in filter(None, found.values()):
+            block["trained_questions"] = None
+    # The marginal is of the groups that trained, whichever groups are asked.
+    of_run = replace(workspace, seen=tuple(sorted(participants & set(workspace.dataset.groups))))
+    found["references"] = references_by_side(of_run, {s: sides[s] for s in found}, marginal=own)
+    return found

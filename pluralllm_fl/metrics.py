@@ -88,6 +88,41 @@ def uniform_like(question: IntArray) -> FloatArray:
     return np.asarray(1.0 / np.bincount(question)[question], dtype=np.float64)
 
 
+def noise_floor(
+    shares: FloatArray,
+    respondents: FloatArray,
+    question: IntArray,
+    offered: BoolArray | None = None,
+    *,
+    draws: int = 20,
+) -> FloatArray:
+    """Score that the true distributions themselves can be expected to get against the answers.
+
+    A finite number of people answered, so the shares scatter around the truth. The truth is drawn
+    from what the answers leave open: Dirichlet(counts + 1) over the options offered.
+
+    Parameters
+    ----------
+    shares : ndarray, shape (options,)
+        The answers, each question's summing to 1.
+    respondents : ndarray, shape (Q,)
+        People behind each question's shares.
+    question : ndarray of int, shape (options,)
+        As in `alignment`.
+    offered : ndarray of bool, shape (options,), or None
+        None: all.
+
+    Returns
+    -------
+    ndarray, shape (Q,)
+        Mean of the scores of the drawn truths; the same for every call.
+    """
+    rng = np.random.default_rng(0)
+    counts = shares * respondents[question] + (1 if offered is None else offered)
+    scores = [alignment(rng.standard_gamma(counts), shares, question) for _ in range(draws)]
+    return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
+
+
 def fairness(by_group: ArrayLike) -> dict[str, float]:
     """Summarise how evenly groups are served.
 

@@ -61,6 +61,9 @@ class GroupPreferences:
         Name of the group.
     answers : mapping of Question to ndarray, shape (options,)
         The group's distribution over the options of each question; each sums to 1.
+    respondents : mapping of Question to float
+        How many people's answers make up each distribution (weighted ones by their effective
+        number); a question is absent where the source does not say.
     offered : mapping of Question to ndarray of bool, shape (options,)
         Which options the group's questionnaire offered, for the questions where that is stated:
         at least two, and every option with a share among them.
@@ -68,6 +71,7 @@ class GroupPreferences:
 
     group: str
     answers: Mapping[Question, FloatArray]
+    respondents: Mapping[Question, float] = field(default_factory=dict)
     offered: Mapping[Question, BoolArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -100,8 +104,6 @@ class PreferenceDataset:
     groups : mapping of str to GroupPreferences
     default_seen, default_unseen : tuple of str
         The source's own split of groups; empty when it has none.
-    ceiling : mapping of str to float or None
-        Best alignment that any predictor can expect per group, where known (synthetic data).
     skipped : mapping of str to int
         Rows left out, by reason.
     """
@@ -110,7 +112,6 @@ class PreferenceDataset:
     groups: Mapping[str, GroupPreferences]
     default_seen: tuple[str, ...] = ()
     default_unseen: tuple[str, ...] = ()
-    ceiling: Mapping[str, float] | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

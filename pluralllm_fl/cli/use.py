@@ -8,7 +8,7 @@ import typer
 
 from pluralllm_fl.cli.console import FAILURE, guarded, labelled, messages, output
 from pluralllm_fl.cli.settings import absolute_source
-from pluralllm_fl.cli.tables import show_bars, show_groups, show_summary
+from pluralllm_fl.cli.tables import show_bars, show_groups, show_standing, show_summary
 from pluralllm_fl.config import split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.runs import resolve_run
@@ -55,6 +55,8 @@ def evaluate(
     show_groups(console, sides)
     console.print()
     show_summary(console, sides)
+    console.print()
+    show_standing(console, sides, result["references"])
 
 
 @guarded

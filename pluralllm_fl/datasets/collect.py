@@ -33,6 +33,7 @@ class _Cell:
     offered: tuple[bool, ...] | None
     tally: list[int]
     amounts: list[tuple[float, ...]] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)  # of the weights in `amounts`, by person
     rows: int = 0
     conflict: str = ""
 
@@ -43,6 +44,14 @@ class _Cell:
         parts = [math.fsum(column) for column in zip(self.tally, *self.amounts, strict=True)]
         total = math.fsum(parts)
         return np.array([part / total for part in parts])
+
+    def respondents(self) -> float | None:
+        """Effective number of people (Kish): (sum of weights)² / sum of squared weights."""
+        if len(self.squares) < len(self.amounts) or self.distribution is not None:
+            return None
+        people = sum(self.tally)
+        mass = math.fsum([people, *(x for amounts in self.amounts for x in amounts)])
+        return mass**2 / math.fsum([people, *self.squares])
 
 
 @dataclass(slots=True)
@@ -109,11 +118,14 @@ class Collector:
             return
         if answer.amounts is not None:
             cell.amounts.append(answer.amounts)
+            if answer.kind == "counts":  # a ranked list says nothing of how many people ranked
+                cell.squares.append(answer.weight * math.fsum(answer.amounts))
         elif answer.choice is not None and answer.weight == 1.0:
             cell.tally[answer.choice] += 1
         elif answer.choice is not None:
             one_hot = (float(i == answer.choice) for i in range(len(answer.options)))
             cell.amounts.append(tuple(answer.weight * x for x in one_hot))
+            cell.squares.append(answer.weight**2)
         labels = self._labels[question]
         if answer.ordinal is not None:
             labels.ordinal.add(answer.ordinal)
@@ -147,6 +159,7 @@ class Collector:
         """
         skipped = Counter(self._skipped)
         groups: defaultdict[str, dict[Question, FloatArray]] = defaultdict(dict)
+        respondents: defaultdict[str, dict[Question, float]] = defaultdict(dict)
         offered: defaultdict[str, dict[Question, BoolArray]] = defaultdict(dict)
         questions: dict[_QuestionKey, Question] = {}
         for (group, key), cell in self._cells.items():
@@ -157,13 +170,17 @@ class Collector:
             if key not in questions:
                 questions[key] = self._question(key)
             groups[group][questions[key]] = cell.shares()
+            if (people := cell.respondents()) is not None:
+                respondents[group][questions[key]] = people
             if cell.offered is not None:
                 offered[group][questions[key]] = np.array(cell.offered)
         if not groups:
             raise DatasetError(self._nothing_usable(skipped))
         return PreferenceDataset(
             name=name,
-            groups={g: GroupPreferences(g, p, offered=offered[g]) for g, p in groups.items()},
+            groups={
+                g: GroupPreferences(g, p, respondents[g], offered[g]) for g, p in groups.items()
+            },
             skipped=dict(sorted(skipped.items())),
         )
 

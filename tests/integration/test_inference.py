@@ -110,10 +110,10 @@ def test_diagnostics_keep_to_what_the_groups_can_show(run: Path) -> None:
         curve = found["context_curve"][side]
         gain = curve[found["context_sizes"].index(20)] - curve[0]
         assert found["context_gain"][side] == pytest.approx(gain)
-        references = found["references"]
-        assert references["uniform"][side] < references["ceiling"][side]
+        floor, marginal = (found["references"][n][side] for n in ("noise_floor", "marginal"))
+        assert all(marginal[kind] < floor[kind] < 1 for kind in ("new", "trained", "all"))
         assert 0 < found["ordinal_alignment"][side] < 1
-    assert found["references"]["seen_mean"]["unseen"] == pytest.approx(naive_seen_mean(run))
+    assert found["references"]["marginal"]["unseen"]["all"] == pytest.approx(naive_seen_mean(run))
     assert {e["rank"] for e in found["examples"]} == {"best", "median", "worst"}
     best, *_, worst = (e["alignment"] for e in found["examples"])
     assert best > worst
@@ -146,10 +146,12 @@ def test_groups_that_trained_are_known_in_a_copy_of_their_answers(
     copy = tmp_path / "copy.jsonl"
     copy.write_text("\n".join(map(json.dumps, rows)))
     found = evaluate_run(run, str(copy))
+    assert "marginal" not in found.pop("references")
     assert {side: list(block["by_group"]) for side, block in found.items()} == {
         "seen": [trained],
         "unseen": [new],
     }
+    assert all(block["trained_questions"] is None for block in found.values())
 
 
 def test_a_deployed_run_has_no_diagnostics_of_made_up_groups(run: Path, tmp_path: Path) -> None:
