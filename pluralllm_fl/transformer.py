@@ -36,8 +36,9 @@ COVARIANCE = {
     "evidence": 3.0,  # respondents that one context answer counts for
 }
 MOST_QUESTIONS = 4000  # a node trains on so many in a round, others in each
-TRIED = 0.125  # share of its training questions on which a node tries the Gaussian process
-COVARIANCE_SPEED = 20.0  # logarithms a unit of the trained parameter
+TRIED = 0.125  # share of its training questions on which a node tries the Gaussian process,
+TRIED_UNTIL = 0.5  # in so many of the rounds; then it trains on all
+COVARIANCE_SPEED = 50.0  # logarithms a unit of the trained parameter
 
 
 class Knowledge(NamedTuple):
@@ -243,7 +244,8 @@ class TransformerNetwork(Network):
         from it.
         """
         pool = rng.permutation(table.members("train"))[:MOST_QUESTIONS]
-        tried = np.isin(pool, table.fold(pool, TRIED))
+        early = server_round <= config.num_server_rounds * TRIED_UNTIL
+        tried = np.isin(pool, table.fold(pool, TRIED if early else 0.0))
         trained, held = pool[~tried], pool[tried]
         batch, trial = table.batch(trained), table.batch(held)
         with torch.no_grad():
