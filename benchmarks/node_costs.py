@@ -49,10 +49,6 @@ ROOT = Path(__file__).resolve().parents[1]
 IDLE = (0, 50, 600)  # light nodes that wait; the last are more than one SuperLink can serve
 IDLE_SECONDS = 15.0
 EXCHANGE = ((5, "float32"), (25, "float32"), (25, "bfloat16"))  # light nodes in a run, updates
-    (5, "float32"),
-    (25, "float32"),
-    (25, "bfloat16"),
-)  # light nodes in a run; their updates
 PUSHED = (25, 200)  # messages that the ServerApp hands over at once
 PUSH = """
 import json, os, time
