@@ -52,7 +52,7 @@ def audit_run(
     ArtefactError
         When the run has no model, or its files are damaged.
     """
-    subject = open_subject(run, partial(on_work, "embedding"))
+    subject = open_subject(run)
     workspace, predictor = subject.workspace, subject.predictor
     chosen = _rounds(subject, rounds)
     if leave_out > len(workspace.seen) or (leave_out and len(workspace.seen) < 2):

@@ -15,7 +15,7 @@ from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.inference import require_same_embedding, run_config
 from pluralllm_fl.predictor import PreferencePredictor, initial_predictor
 from pluralllm_fl.runs import read_json
-from pluralllm_fl.workspace import Progress, Workspace, open_workspace
+from pluralllm_fl.workspace import Workspace, open_workspace
 
 # What is being done, how much of it is done, how much there is.
 OnWork = Callable[[str, int, int], None]
@@ -30,7 +30,7 @@ class Subject(NamedTuple):
     rounds: int
 
 
-def open_subject(run: Path, progress: Progress | None = None) -> Subject:
+def open_subject(run: Path) -> Subject:
     """Open a run with its data and its model."""
     record = read_json(run / "run.json")
     if record.get("mode") == "deployment":
@@ -44,7 +44,7 @@ def open_subject(run: Path, progress: Progress | None = None) -> Subject:
             f"with: pluralllm simulate --resume '{run}'."
         )
     config = replace(run_config(run), device="auto")
-    workspace = open_workspace(config, progress)
+    workspace = open_workspace(config)
     held = {g: len(answers) for g, answers in workspace.dataset.groups.items()}
     recorded = record.get("dataset", {}).get("groups", {})
     if changed := [g for g, number in recorded.items() if held.get(g) != number]:

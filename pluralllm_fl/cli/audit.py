@@ -96,22 +96,25 @@ def show_audit(console: Console, found: Mapping[str, Any]) -> None:
 
 def meaning(found: Mapping[str, Any]) -> list[str]:
     """Say in plain words what the figures mean."""
-    row = found["model"][0]
-    lines = [
-        f"Whoever holds the model predicts a training group's answers to "
-        f"{row['trained']['seen']['alignment']:.3f} (1: exactly)"
-    ]
-    left, excess = found["leave_one_out"], row["excess"]["difference"]
-    if left and (difference := left["model"][0]["difference"]):
-        lines[0] += f", {difference['alignment']:+.3f} for its having taken part"
-    elif excess:
-        lines[0] += (
-            f", {excess['alignment']:+.3f} beyond a group that took no part (their difference on "
-            "trained questions less that on new ones)"
+    left = {row["known"]: row for row in (found["leave_one_out"] or {"model": []})["model"]}
+    lines = []
+    for row in found["model"]:
+        line = (
+            f"With the model and {_known(row)}, a training group's answers are predicted to "
+            f"{row['trained']['seen']['alignment']:.3f} (1: exactly)"
         )
+        if pair := left.get(row["known"]):
+            line += f", {pair['difference']['alignment']:+.3f} because it took part"
+        elif excess := row["excess"]["difference"]:
+            line += (
+                f", {excess['alignment']:+.3f} beyond a group that took no part "
+                "(on trained questions, less the same on new ones)"
+            )
+        lines.append(f"{line}.")
     if read := [row["own"]["alignment"] for row in found["updates"] if row["own"]]:
-        lines.append(f"Whoever sees a node's raw update comes to {max(read):.3f} of its answers.")
-    lines[0] += "."
+        lines.append(
+            f"Whoever sees a node's raw update predicts its answers to up to {max(read):.3f}."
+        )
     return lines
 
 
