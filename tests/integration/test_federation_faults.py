@@ -183,6 +183,7 @@ def test_bad_training_reply_is_dropped_and_named(
         (_metric("all-alignment", -0.1), "all-alignment = -0.1"),
         (_metric("test-alignment", 0.0), "test-alignment = 0 "),
         (_metric("all-uniform", 0.0), "all-uniform = 0 "),
+        (_metric("all-alignment-offered", 7.0), "all-alignment-offered = 7 "),
         (_metric("all-uniform", 7.0), "all-uniform = 7 "),
         (_metric("all-low", -0.5), "all-low = -0.5"),
         (_metric("all-high", 1.5), "all-high = 1.5"),
