@@ -55,7 +55,7 @@ def test_groups_that_trained_are_not_scored_as_unseen(run: Path) -> None:
         assert 0.5 < marginal < floor < 1
     assert not set(result["unseen"]["by_group"]) & set(seen)
     named = evaluate_run(run, "synthetic", groups=(seen[0],))
-    assert list(named) == ["seen"]
+    assert list(named) == ["seen", "references"]
     assert list(named["seen"]["by_group"]) == [seen[0]]
 
 
