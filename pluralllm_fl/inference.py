@@ -298,12 +298,13 @@ def evaluate_run(
     chosen = groups or tuple(g for g in workspace.groups if g not in left_out)
     if not chosen:
         raise ConfigError(f"Every group of {dataset} took part in training; name some with groups.")
+    draw = trained.seed if seed is None else seed
     scores = {
         group: evaluate_group(
             predictor,
             workspace.table(group),
             context_questions=shown,
-            seed=trained.seed if seed is None else seed,
+            seed=draw,
         )
         for group in chosen
     }
@@ -315,7 +316,9 @@ def evaluate_run(
     if not own:
         for block in filter(None, found.values()):
             block["trained_questions"] = None
-    # The marginal is of the groups that trained, whichever groups are asked.
-    of_run = replace(workspace, seen=tuple(sorted(participants & set(workspace.dataset.groups))))
+    # The marginal is of the groups that trained, whichever are asked; the targets are those of the
+    # draw. The tables, which the workspaces share, keep the run's split of questions.
+    answered = tuple(sorted(participants & set(workspace.dataset.groups)))
+    of_run = replace(workspace, seen=answered, config=replace(config, seed=draw))
     found["references"] = references_by_side(of_run, {s: sides[s] for s in found}, marginal=own)
     return found

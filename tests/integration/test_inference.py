@@ -47,10 +47,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_groups_that_trained_are_not_scored_as_unseen(run: Path) -> None:
     seen = json.loads((run / "run.json").read_text())["seen"]
     result = evaluate_run(run, "synthetic")
-    assert list(result) == ["unseen"]
+    assert list(result) == ["unseen", "references"]
+    for kind in ("new", "trained", "all"):
+        marginal, floor = (
+            result["references"][name]["unseen"][kind] for name in ("marginal", "noise_floor")
+        )
+        assert 0.5 < marginal < floor < 1
     assert not set(result["unseen"]["by_group"]) & set(seen)
     named = evaluate_run(run, "synthetic", groups=(seen[0],))
-    assert list(named) == ["seen"]
+    assert list(named) == ["seen", "references"]
     assert list(named["seen"]["by_group"]) == [seen[0]]
 
 
