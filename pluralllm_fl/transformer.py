@@ -37,7 +37,7 @@ COVARIANCE = {
 }
 MOST_QUESTIONS = 4000  # a node trains on so many in a round, others in each
 TRIED = 0.125  # share of its training questions on which a node tries the Gaussian process,
-TRIED_UNTIL = 0.5  # in so many of the rounds; then it trains on all
+TRIED_UNTIL = 1 / 3  # in so many of the rounds; then it trains on all
 COVARIANCE_SPEED = 50.0  # logarithms a unit of the trained parameter
 
 
@@ -80,7 +80,7 @@ class SetBlock(nn.Module):
     def forward(self, x: Tensor, batch: QuestionBatch) -> Tensor:
         """Map (N, width) to (N, width)."""
         parts = batch.pad(self.project(self.norm_attention(x))).chunk(3, dim=2)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts)
         mask = batch.mask[:, None, None]  # (Q, 1, 1, longest)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.dropout(self.merge(batch.flatten(attended.transpose(1, 2).flatten(2))))
@@ -243,7 +243,9 @@ class TransformerNetwork(Network):
         unseen, and without factors, which know the group; only the covariance's numbers learn
         from it.
         """
-        pool = rng.permutation(table.members("train"))[:MOST_QUESTIONS]
+        pool = table.members("train")
+        if len(pool) > MOST_QUESTIONS:
+            pool = rng.choice(pool, MOST_QUESTIONS, replace=False)
         early = server_round <= config.num_server_rounds * TRIED_UNTIL
         tried = np.isin(pool, table.fold(pool, TRIED if early else 0.0))
         trained, held = pool[~tried], pool[tried]

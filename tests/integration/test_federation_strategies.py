@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from pluralllm_fl.embedding.models import PACKAGED
-from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.federation.strategies import SHORT_NAMES
-from tests.integration.inprocess import InProcessGrid, events, final_arrays
+from tests.integration.inprocess import InProcessGrid, events
 from tests.integration.test_updates import app, run_on, settings
 
 pytestmark = pytest.mark.integration

@@ -33,8 +33,9 @@ def build(architecture: str, template: str = APART) -> PreferencePredictor:
     )  # fmt: skip
     predictor = PreferencePredictor(config)
     with torch.no_grad():  # what starts at zero would hide its mistakes
-        for parameter in predictor.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, parameter in predictor.named_parameters():
+            scale = 0.002 if name.endswith("covariance") else 0.05  # its unit is 50 logarithms
+            parameter.add_(scale * torch.randn_like(parameter))
     return predictor.eval()
 
 
