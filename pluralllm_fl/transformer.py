@@ -80,7 +80,8 @@ class SetBlock(nn.Module):
     def forward(self, x: Tensor, batch: QuestionBatch) -> Tensor:
         """Map (N, width) to (N, width)."""
         parts = batch.pad(self.project(self.norm_attention(x))).chunk(3, dim=2)
-        q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts)
+        split = (len(batch), batch.longest, self.heads, x.shape[1] // self.heads)
+        q, k, v = (part.reshape(split).transpose(1, 2) for part in parts)
         mask = batch.mask[:, None, None]  # (Q, 1, 1, longest)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.dropout(self.merge(batch.flatten(attended.transpose(1, 2).flatten(2))))
@@ -107,10 +108,10 @@ class OptionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             [SetBlock(width, heads, feed_forward, dropout) for _ in range(layers)]
         )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, outputs)
+        # Without biases: what is the same for all options of a question changes nothing.
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, outputs, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor, batch: QuestionBatch) -> Tensor:
         """Let the options of each question attend to one another."""

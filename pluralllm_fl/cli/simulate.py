@@ -131,7 +131,6 @@ class _Simulation:
             config.strategy_kwargs,
             train_nodes=len(seen),
             all_nodes=len(seen + unseen),
-            learning_rate=config.learning_rate,
         )
         uniform = {group: _uniform_alignment(dataset, group) for group in seen + unseen}
         with _writable(Path(config.output_dir), self.folder, resumed=bool(config.resume)):
