@@ -134,7 +134,7 @@ class RunConfig:
 
     def _validate(self) -> None:
         at_least: dict[str, float] = {
-            "synthetic_groups": 2, "synthetic_questions": 2, "synthetic_respondents": 1,
+            "synthetic_groups": 0, "synthetic_questions": 2, "synthetic_respondents": 1,
             "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "local_steps": 1,
             "question_features": 2, "factors": 1, "batch_questions": 1,
             "weight_decay": 0, "gradient_clip": 0, "context_min": 0, "target_min": 1,

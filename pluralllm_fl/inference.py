@@ -28,7 +28,7 @@ from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.preferences import BoolArray, Question
 from pluralllm_fl.references import references_by_side
 from pluralllm_fl.runs import read_json
-from pluralllm_fl.workspace import open_workspace
+from pluralllm_fl.workspace import for_nodes, is_elastic, open_workspace
 
 Answers = Mapping[tuple[str, tuple[str, ...]], Sequence[float]]
 Offered = Mapping[tuple[str, tuple[str, ...]], Sequence[str]]
@@ -195,12 +195,20 @@ def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> 
 def run_config(run: Path) -> RunConfig:
     """Read the run config that a run directory holds.
 
+    Of a generated survey that was made to fit the nodes it has the size and the groups that
+    trained.
+
     Raises
     ------
     ArtefactError
         When run.json is missing or damaged.
     """
-    return RunConfig.from_run_config(_recorded(run, "config", dict))
+    config = RunConfig.from_run_config(_recorded(run, "config", dict))
+    if not is_elastic(config):
+        return config
+    seen = ";".join(_recorded(run, "seen", list))
+    groups = _recorded(run, "dataset", dict).get("groups", {})
+    return dataclasses.replace(for_nodes(config, len(groups)), seen_groups=seen)
 
 
 def _recorded(run: Path, key: str, kind: type) -> Any:

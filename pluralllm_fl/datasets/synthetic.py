@@ -20,9 +20,10 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import FloatArray, GroupPreferences, PreferenceDataset, Question
 
 _CATEGORICAL_EVERY = 4
+_QUESTIONS_A_TOPIC = 30
 _SPREAD_IN_REGION = 0.5
 _SHARPNESS = 0.85  # how strongly values move answers
-_APPEAL = 1.8  # how strongly answers lean the same way in every group
+_APPEAL = 2.6  # how strongly answers lean the same way in every group
 _MODERATION = 1.1  # how much rarer the ends of a scale are than its middle
 _STYLE = 0.35  # how much groups differ in choosing the ends of a scale
 
@@ -102,7 +103,9 @@ def _groups(number: int, rng: np.random.Generator) -> tuple[list[str], FloatArra
 
 def _items(number: int, rng: np.random.Generator) -> list[_Item]:
     """Draw questions: one categorical in every four, the plainest wordings first."""
-    scaled, categorical = _scaled_items(rng), _categorical_items(rng)
+    size = min(max(round(number / _QUESTIONS_A_TOPIC), 1), len(texts.TOPICS))
+    topics = [texts.TOPICS[i] for i in rng.permutation(len(texts.TOPICS))[:size]]
+    scaled, categorical = _scaled_items(topics, rng), _categorical_items(topics, rng)
     return [
         next(categorical if i % _CATEGORICAL_EVERY == _CATEGORICAL_EVERY - 1 else scaled)
         for i in range(number)
@@ -117,10 +120,10 @@ def _prefixes() -> Iterator[str]:
             yield f"Survey wave {wave}. {qualifier}"
 
 
-def _scaled_items(rng: np.random.Generator) -> Iterator[_Item]:
+def _scaled_items(topics: list[texts.Topic], rng: np.random.Generator) -> Iterator[_Item]:
     subjects = [
         (topic, subject, direction)
-        for topic in texts.TOPICS
+        for topic in topics
         for direction, group in ((1, topic.forward), (-1, topic.backward))
         for subject in group
     ]
@@ -157,9 +160,9 @@ def _popularity(phrase: str) -> float:
     return int(hashlib.sha256(phrase.encode()).hexdigest()[:8], 16) / 2**31 - 1
 
 
-def _categorical_items(rng: np.random.Generator) -> Iterator[_Item]:
-    frames = [(topic, frame, topic.goals) for topic in texts.TOPICS for frame in texts.GOAL_FRAMES]
-    frames += [(topic, texts.DECIDER_FRAME, texts.DECIDERS) for topic in texts.TOPICS]
+def _categorical_items(topics: list[texts.Topic], rng: np.random.Generator) -> Iterator[_Item]:
+    frames = [(topic, frame, topic.goals) for topic in topics for frame in texts.GOAL_FRAMES]
+    frames += [(topic, texts.DECIDER_FRAME, texts.DECIDERS) for topic in topics]
     for prefix in _prefixes():
         for index in rng.permutation(len(frames)):
             topic, frame, candidates = frames[index]

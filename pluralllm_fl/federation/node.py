@@ -19,7 +19,13 @@ from pluralllm_fl.networks import PredictorConfig
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.preferences import Role
 from pluralllm_fl.training import round_seed, train_group
-from pluralllm_fl.workspace import Workspace, open_workspace
+from pluralllm_fl.workspace import (
+    Workspace,
+    for_nodes,
+    held_by_nodes,
+    is_elastic,
+    open_workspace,
+)
 
 # A deployed node scores no fewer target questions than this: a mean over one is that answer.
 MIN_TARGETS = 5
@@ -43,7 +49,8 @@ class LocalNode:
     def from_context(cls, context: Context) -> "LocalNode":
         """Find out which group this node holds.
 
-        In a simulation partition i is the i-th of the seen, then the unseen groups. In deployment
+        In a simulation partition i is the i-th of the seen, then the unseen groups; a generated
+        survey has groups without a node if there are fewer nodes. In deployment
         ``--node-config 'dataset-path="…" group="…"'`` names the node's own file; its role follows
         from seen-groups and unseen-groups, or from ``role="evaluate"`` in the node config.
 
@@ -63,9 +70,10 @@ class LocalNode:
 
     @classmethod
     def _simulated(cls, config: RunConfig, node_config: Mapping[str, Value]) -> "LocalNode":
-        workspace = open_workspace(config)
         partition, supernodes = int(node_config["partition-id"]), int(node_config["num-partitions"])
-        groups = workspace.groups
+        elastic, config = is_elastic(config), for_nodes(config, supernodes)
+        workspace = open_workspace(config)
+        groups = held_by_nodes(workspace, supernodes) if elastic else workspace.groups
         group = groups[min(partition, len(groups) - 1)]
         return cls(config, workspace, group, workspace.role(group), len(groups), supernodes)
 
