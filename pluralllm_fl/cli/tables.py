@@ -93,6 +93,8 @@ def show_standing(
     for row in rows:
         values = [getattr(row, name) for name in columns]
         cells = ["–" if value is None else f"{value:.4f}" for value in values]
+        if row.predictor is None:
+            cells[0] = "not measured"
         table.add_row(row.side, row.questions, *cells)
     console.print(table)
     said = sentences(rows)

@@ -228,7 +228,7 @@ def test_questions_that_all_train_are_said_to_be_unmeasured() -> None:
     lines = [line.split() for line in text(target).splitlines()]
     assert lines[:3] == [
         ["questions", "predictor", "uniform"],
-        ["unseen", "new", "–", "–"],
+        ["unseen", "new", "not", "measured", "–"],
         ["unseen", "trained", "0.8000", "0.6600"],
     ]
     assert "New questions are not measured: every question trains." in text(target)
