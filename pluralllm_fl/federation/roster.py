@@ -386,9 +386,7 @@ def _wrong_number(supernodes: int, groups: int) -> str:
     )
 
 
-def _missing(
-    nodes: list[Node], expected: int, timeout: float, working: int, reasons: str
-) -> str:
+def _missing(nodes: list[Node], expected: int, timeout: float, working: int, reasons: str) -> str:
     simulated = next((node.groups for node in nodes if node.groups), 0)
     if simulated and len(nodes) != simulated:
         return _wrong_number(len(nodes), simulated)
