@@ -51,6 +51,6 @@ def test_nodes_that_embed_for_longer_than_the_join_timeout_take_part(
 def test_nodes_that_never_answer_end_the_run(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, join_timeout=0.2, round_timeout=1.0)
     start = time.monotonic()
-    with pytest.raises(FederationError, match="5 node.* did not answer within round-timeout"):
+    with pytest.raises(FederationError, match=r"5 node.* did not answer within round-timeout"):
         tiny_run(config, grid=answering_after(-1.0))
     assert 1.2 <= time.monotonic() - start < 10
