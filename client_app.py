@@ -3,10 +3,11 @@
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from pluralllm_fl.federation.clipping import clipped
 from pluralllm_fl.federation.node import LocalNode, discreet
 from pluralllm_fl.federation.packing import in_one_piece
 
-app = ClientApp(mods=[in_one_piece])
+app = ClientApp(mods=[in_one_piece, clipped])
 
 
 @app.query()

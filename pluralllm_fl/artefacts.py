@@ -122,11 +122,21 @@ class RunDirectory:
         except OSError as error:
             raise _cannot_write(self.metrics, error) from None
 
+    def evaluation(self, server_round: int) -> Event | None:
+        """Return the first evaluation of a round in the event log; None if there was none."""
+        with self.metrics.open("rb") as file:
+            for line in file:
+                event: Event = json.loads(line)
+                if (event["event"], event.get("round")) == ("evaluation", server_round):
+                    return event
+        return None
+
     def rewind_events(self, last_round: int) -> None:
         """Drop what a run resumed after ``last_round`` does again.
 
         That is: later rounds, the evaluation of ``last_round`` where it came with the training of
-        the next round, the old end, and a torn last line. What happened to nodes stays.
+        the next round, the old end with its warnings, and a torn last line. What happened to
+        nodes stays.
         """
         if not self.metrics.is_file():
             return
@@ -142,7 +152,7 @@ class RunDirectory:
                 saved and (kind, number) == ("evaluation", last_round)
             )
             saved = saved or (kind, number) == ("checkpoint", last_round)
-            if kind != "run_finished" and not again:
+            if kind not in ("run_finished", "warning") and not again:
                 kept.append(line)
         write_atomic(self.metrics, b"".join(kept))
 

@@ -26,6 +26,7 @@ class RunConfig:
     unseen_groups: str
     unseen_fraction: float
     on_bad_row: Literal["auto", "raise", "skip"]
+    zeros: Literal["answers", "not-offered"]
     validation_fraction: float
     test_fraction: float
     synthetic_groups: int
@@ -65,6 +66,7 @@ class RunConfig:
     round_timeout: float
     round_retries: int
     max_update_norm: float
+    max_update_ratio: float
     update_dtype: Literal["float32", "bfloat16"]
     evaluate_every: int
     context_questions: int
@@ -152,6 +154,14 @@ class RunConfig:
         _require(
             self.question_features % 2 == 0, "question_features", self.question_features, "even"
         )
+        ratio = self.max_update_ratio
+        _require(ratio == 0 or ratio > 1, "max_update_ratio", ratio, "0 or above 1")
+        if self.early_stopping_patience and not self.validation_fraction:
+            raise ConfigError(
+                f"early-stopping-patience = {self.early_stopping_patience}: needs validation "
+                "questions, but every question trains or is a test question. Set "
+                "validation-fraction above 0 (for example 0.1), or early-stopping-patience = 0."
+            )
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         _require(self.width % self.heads == 0, "width", self.width,
                  f"a multiple of heads ({self.heads})")  # fmt: skip

@@ -77,7 +77,7 @@ def condition(
 
 @torch.no_grad()
 def latent(answers: QuestionBatch, mean: Tensor, factors: Tensor, evidence: float) -> Tensor:
-    """Locate a group among the factors: the mode of z in ``logits = mean + factors z``, z ~ N(0, I).
+    """Locate a group among the factors: the mode of z ~ N(0, I) in ``logits = mean + factors z``.
 
     Parameters
     ----------

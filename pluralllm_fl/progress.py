@@ -144,6 +144,10 @@ class RoundProgress:
             f"trying again"
         )
 
+    def _on_warning(self, event: Event) -> None:
+        self._print_round()
+        self._warn(event["text"])
+
     def _on_early_stopped(self, event: Event) -> None:
         self._print_round()
         self.say(f"Stopped early after round {event['round']}; best round {event['best_round']}.")

@@ -120,7 +120,9 @@ def read_dataset(config: RunConfig) -> PreferenceDataset:
         respondents=config.synthetic_respondents,
         seed=config.seed,
     )
-    return load_dataset(config.dataset, on_bad_row=config.on_bad_row, synthetic=spec)
+    return load_dataset(
+        config.dataset, on_bad_row=config.on_bad_row, zeros=config.zeros, synthetic=spec
+    )
 
 
 def text_embedder(config: RunConfig) -> TextEmbedder:

@@ -5,8 +5,7 @@ answering style. Its true distribution over the options o of a question is
 ``softmax_o(base_o + loading_o · z_g)``, where base and loading follow from the words: topic,
 direction of the policy, stance of the frame, position of the option. So a new question can be
 predicted from its text and a new group from some of its answers. What the data set holds are
-shares among a finite number of sampled respondents; `ceiling` is what the truth itself scores
-on them.
+shares among a finite number of sampled respondents.
 """
 
 import hashlib
@@ -16,7 +15,6 @@ from itertools import count
 
 import numpy as np
 
-from pluralllm_fl import metrics
 from pluralllm_fl.datasets import synthetic_texts as texts
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import FloatArray, GroupPreferences, PreferenceDataset, Question
@@ -70,26 +68,25 @@ class _Item:
 
 
 def generate(spec: SyntheticSpec) -> PreferenceDataset:
-    """Generate the survey, with the ceiling of every group."""
+    """Generate the survey."""
     rng = np.random.default_rng(spec.seed)
     names, latents = _groups(spec.groups, rng)
     items = _items(spec.questions, rng)
-    sampled, ceilings = [], np.zeros(spec.groups)
+    sampled = []
     for item in items:
         logits = item.base + latents @ item.loading.T  # (groups, options)
         logits -= logits.max(axis=1, keepdims=True)
         truth = np.exp(logits)
         truth /= truth.sum(axis=1, keepdims=True)
-        answers = rng.multinomial(spec.respondents, truth) / spec.respondents
-        sampled.append(answers)
-        row = np.repeat(np.arange(spec.groups), truth.shape[1])
-        ceilings += metrics.alignment(truth.ravel(), answers.ravel(), row)
+        sampled.append(rng.multinomial(spec.respondents, truth) / spec.respondents)
+    respondents = {item.question: float(spec.respondents) for item in items}
     groups = {
-        name: GroupPreferences(name, {item.question: sampled[i][g] for i, item in enumerate(items)})
+        name: GroupPreferences(
+            name, {item.question: sampled[i][g] for i, item in enumerate(items)}, respondents
+        )
         for g, name in enumerate(names)
     }
-    ceiling = {name: float(ceilings[g] / len(items)) for g, name in enumerate(names)}
-    return PreferenceDataset(name="synthetic", groups=groups, ceiling=ceiling)
+    return PreferenceDataset(name="synthetic", groups=groups)
 
 
 def _groups(number: int, rng: np.random.Generator) -> tuple[list[str], FloatArray]:

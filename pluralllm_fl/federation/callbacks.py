@@ -42,6 +42,8 @@ class MetricsLog(Callback):
             loss = event["train_loss"]
             shown = "no training" if loss is None else f"train loss {loss:.4f}"
             logger.info("Round %d/%d: %s", event["round"], total, shown)
+        elif event["event"] == "warning":
+            logger.warning("%s", event["text"])
         elif event["event"] == "evaluation":
             parts = [
                 f"{side} {event[side]['alignment']:.4f}"

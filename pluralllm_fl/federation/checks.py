@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from pluralllm_fl.evaluation import EVALUATION_SPLITS
 from pluralllm_fl.federation import updates
-from pluralllm_fl.federation.records import Arrays, to_record, update_norm
+from pluralllm_fl.federation.records import Arrays, to_record, update_norms
 from pluralllm_fl.federation.updates import Layout
 
 TRAIN_KEYS = frozenset({"num-examples", "train-loss", "questions", "seconds"})
-SCORE_KEYS = ("alignment", "low", "high", "uniform", "questions")
+SCORE_KEYS = ("alignment", "alignment-offered", "low", "high", "uniform", "questions")
 EVALUATE_KEYS = frozenset(
     {"num-examples"} | {f"{split}-{key}" for split in EVALUATION_SPLITS for key in SCORE_KEYS}
 )
@@ -35,10 +35,13 @@ def train_reply(
     base: Arrays,
     *,
     weight_key: str,
+    claims: Mapping[str, float],
     max_update_norm: float,
     update_dtype: str = "float32",
-) -> RecordDict:
-    """Return a checked copy of a training reply, with decoded arrays in the order of the base.
+) -> tuple[RecordDict, dict[str, float]]:
+    """Return a checked copy of a training reply, and the L2 norm of its update of every array.
+
+    The copy holds decoded arrays in the order of the base.
 
     Stock strategies such as Krum and QFedAvg pair arrays by position, so order matters.
 
@@ -49,6 +52,8 @@ def train_reply(
         The model that the node was sent.
     weight_key : str
         Name of the weight among the metrics.
+    claims : mapping of str to float
+        Metrics that must have this value if the reply holds them: what the node told before.
     max_update_norm : float
         Largest L2 norm of the difference to the base; 0: no limit.
     update_dtype : str
@@ -58,7 +63,8 @@ def train_reply(
     ------
     BadReply
         For wrong records, names, shapes or dtypes, NaN or infinite values, an impossible weight
-        or loss, or an update whose norm exceeds ``max_update_norm``.
+        or loss, another weight than the one claimed, or an update whose norm exceeds
+        ``max_update_norm``.
     """
     if set(content.array_records) != {"arrays"}:
         raise BadReply(f"array records {sorted(content.array_records)} instead of ['arrays']")
@@ -66,6 +72,9 @@ def train_reply(
     weight = metrics[weight_key]
     if isinstance(weight, list) or not 0 < weight <= MAX_WEIGHT:
         raise BadReply(f"{weight_key} = {weight} is no possible weight")
+    for key, value in claims.items():
+        if metrics.get(key, value) != value:
+            raise BadReply(f"{key} = {metrics[key]} instead of the {value:g} that the node told")
     if not abs(_number(metrics, "train-loss")) <= MAX_LOSS:
         raise BadReply(f"train-loss = {metrics['train-loss']} is no possible loss")
     received, expected = content.array_records["arrays"], _layout(base)
@@ -74,11 +83,11 @@ def train_reply(
     else:
         encoded = _arrays(received, updates.layout(base))
         arrays = _ordered(updates.decode(encoded, base), expected)
-    if max_update_norm:
-        norm = update_norm(arrays, base)
-        if not norm <= max_update_norm:
-            raise BadReply(f"update norm {norm:.4g} exceeds max-update-norm = {max_update_norm:g}")
-    return RecordDict({"arrays": to_record(arrays), "metrics": metrics})
+    norms = update_norms(arrays, base)
+    norm = math.hypot(*norms.values())
+    if max_update_norm and not norm <= max_update_norm:
+        raise BadReply(f"update norm {norm:.4g} exceeds max-update-norm = {max_update_norm:g}")
+    return RecordDict({"arrays": to_record(arrays), "metrics": metrics}), norms
 
 
 def evaluate_reply(content: RecordDict) -> RecordDict:
@@ -130,14 +139,15 @@ def _metrics(content: RecordDict, required: Iterable[str]) -> MetricRecord:
 
 
 def _check_scores(metrics: MetricRecord, split: str) -> None:
-    alignment, low, high, uniform, questions = (
+    alignment, offered, low, high, uniform, questions = (
         _number(metrics, f"{split}-{key}") for key in SCORE_KEYS
     )
     if not (0 <= questions <= MAX_WEIGHT and questions.is_integer()):
         raise BadReply(f"{split}-questions = {questions:g} is no count")
     if not questions:
         return
-    for name, value in (("alignment", alignment), ("uniform", uniform)):
+    above_zero = {"alignment": alignment, "alignment-offered": offered, "uniform": uniform}
+    for name, value in above_zero.items():
         # Two distributions never have alignment 0, and fairness divides by the mean.
         if not 0 < value <= 1 + _ROUNDING:
             raise BadReply(f"{split}-{name} = {value:g} is not above 0 and at most 1")

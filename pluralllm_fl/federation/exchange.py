@@ -10,7 +10,9 @@ from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation import checks
 from pluralllm_fl.federation.guard import GuardedGrid, Outcome
+from pluralllm_fl.federation.outliers import far_from_others
 from pluralllm_fl.federation.records import Arrays, to_arrays
+from pluralllm_fl.federation.roster import Node
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
@@ -99,6 +101,8 @@ class Exchange:
             passengers = ()
             good += self._checked(asked, server_round, train=train)
             good = self._consistent(good, server_round, train=train)
+            if train:
+                good = self._alike(good, server_round)
             if len(good) >= needed:
                 break
         if train and len(good) < needed:
@@ -109,6 +113,15 @@ class Exchange:
             )
         scores = self._consistent(list(scored.values()), server_round - 1, train=False)
         return _by_group(good), _by_group(scores)
+
+    def drop(self, group: str, reason: str, server_round: int, *, train: bool) -> None:
+        """Report a reply that is not used."""
+        self._dropped[group] = reason
+        phase = "train" if train else "evaluate"
+        logger.warning(
+            "Round %d: dropped the %s reply of '%s': %s", server_round, phase, group, reason
+        )
+        self.emit("reply_dropped", round=server_round, phase=phase, group=group, reason=reason)
 
     def _still_missing(self, messages: list[Message], good: Replies) -> list[Message]:
         """Return the messages without a good reply, once their nodes are online again."""
@@ -126,7 +139,7 @@ class Exchange:
             try:
                 good.append((outcome, self._content(outcome, train=train)))
             except checks.BadReply as reason:
-                self._drop(outcome.node.group, str(reason), server_round, train=train)
+                self.drop(outcome.node.group, str(reason), server_round, train=train)
             outcome.content = None  # free the arrays that were received
         return good
 
@@ -135,13 +148,20 @@ class Exchange:
             raise checks.BadReply(outcome.problem)
         if not train:
             return checks.evaluate_reply(outcome.content)
-        return checks.train_reply(
+        content, outcome.norms = checks.train_reply(
             outcome.content,
             self._sent(outcome),
             weight_key=self.weight_key,
+            claims=self._claims(outcome.node),
             max_update_norm=self.config.max_update_norm,
             update_dtype=self.config.update_dtype,
         )
+        return content
+
+    def _claims(self, node: Node) -> dict[str, float]:
+        """Return what a node must say of itself: it told its number of answers to the roster."""
+        weight = 1 if self.config.client_weight == "uniform" else node.train_questions
+        return {"num-examples": weight, "questions": node.train_questions}
 
     def _sent(self, outcome: Outcome) -> Arrays:
         """Return the model that a node was sent."""
@@ -154,8 +174,19 @@ class Exchange:
         expected = checks.TRAIN_KEYS if train else checks.EVALUATE_KEYS
         odd = checks.odd_keys({o.node.group: content for o, content in good}, expected)
         for group, reason in odd.items():
-            self._drop(group, reason, server_round, train=train)
+            self.drop(group, reason, server_round, train=train)
         return [(o, content) for o, content in good if o.node.group not in odd]
+
+    def _alike(self, good: Replies, server_round: int) -> Replies:
+        """Drop the updates that lie far outside the others' norms."""
+        if not good or not self.config.max_update_ratio:
+            return good
+        norms = {outcome.node.group: outcome.norms for outcome, _ in good}
+        sizes = {name: array.size for name, array in self._sent(good[0][0]).items()}
+        far = far_from_others(norms, sizes, self.config.max_update_ratio)
+        for group, reason in far.items():
+            self.drop(group, reason, server_round, train=True)
+        return [(o, content) for o, content in good if o.node.group not in far]
 
     def _tell(self, outcomes: list[Outcome], server_round: int) -> None:
         """Report nodes that were lost on the way and nodes that are back."""
@@ -166,14 +197,6 @@ class Exchange:
             self.emit("node_back", round=server_round, group=group)
         silent = {o.node.group for o in outcomes if o.content is None and o.unreachable}
         self._absent = (self._absent - answered) | silent
-
-    def _drop(self, group: str, reason: str, server_round: int, *, train: bool) -> None:
-        self._dropped[group] = reason
-        phase = "train" if train else "evaluate"
-        logger.warning(
-            "Round %d: dropped the %s reply of '%s': %s", server_round, phase, group, reason
-        )
-        self.emit("reply_dropped", round=server_round, phase=phase, group=group, reason=reason)
 
     @property
     def _reasons(self) -> str:

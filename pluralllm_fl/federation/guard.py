@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -22,13 +22,17 @@ _MAX_LOOKS = 20
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one message: a reply's content, or the reason why there is none."""
+    """What came of one message: a reply's content, or the reason why there is none.
+
+    `norms` are the L2 norms of an update, by array.
+    """
 
     message: Message
     node: Node
     content: RecordDict | None = None
     problem: str = ""
     unreachable: bool = True
+    norms: dict[str, float] = field(default_factory=dict)
 
 
 class GuardedGrid(Grid):

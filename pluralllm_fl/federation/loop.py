@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError, PluralLLMError
 from pluralllm_fl.federation import results
+from pluralllm_fl.federation.aggregation import aggregate
 from pluralllm_fl.federation.callbacks import Callback
 from pluralllm_fl.federation.checkpoint import Progress
 from pluralllm_fl.federation.exchange import Exchange, Replies
@@ -147,10 +149,10 @@ class RoundLoop:
         )
         if riding:
             self._score(server_round - 1, scores, {"seconds": 0.0, "bytes_up": 0, "bytes_down": 0})
+        replies = self._aggregate(server_round, replies)
         by_group = {
             o.node.group: results.training(content, self._weight_key) for o, content in replies
         }
-        self._aggregate(server_round, [_reply(o, content) for o, content in replies])
         self.emit(
             "round",
             round=server_round,
@@ -240,32 +242,44 @@ class RoundLoop:
                 )
         return messages
 
-    def _aggregate(self, server_round: int, replies: list[Message]) -> None:
+    def _aggregate(self, server_round: int, replies: Replies) -> Replies:
+        """Set the new model; return the replies that went into it."""
+        found = aggregate(partial(self._aggregated, server_round), self.strategy, replies)
+        needed = min(self.config.min_nodes, len(replies))
+        if found.arrays is None or len(found.replies) < needed:
+            raise FederationError(
+                f"Round {server_round}: strategy '{self.config.strategy}' produced NaN or infinite "
+                f"values, and fewer than {needed} replies (min-nodes) give finite ones. Try "
+                "gentler strategy-args."
+            )
+        for outcome in found.culprits:
+            reason = "the aggregate with it holds NaN or infinite values"
+            self._exchange.drop(outcome.node.group, reason, server_round, train=True)
+        if found.arrays:
+            self.progress.arrays = found.arrays
+            self.progress.aggregated_rounds += 1
+        else:
+            logger.warning("Round %d: the strategy did not aggregate.", server_round)
+        return found.replies
+
+    def _aggregated(self, server_round: int, replies: Replies) -> Arrays:
+        """Return the strategy's aggregate in the model's order; empty if it made none."""
         # Noise for privacy comes from the operating system: the run's seed is no secret.
         entropy = np.random.SeedSequence().entropy if is_private(self.strategy) else ""
+        messages = [_reply(o, content) for o, content in replies]
         with seeded(self.config.seed, server_round, "aggregate", entropy):
-            record, _ = self._call("aggregate_train", server_round, replies)
-        if record is None:
-            logger.warning("Round %d: the strategy did not aggregate.", server_round)
-            return
-        self.progress.arrays = self._conform(record, server_round)
-        self.progress.aggregated_rounds += 1
+            record, _ = self._call("aggregate_train", server_round, messages)
+        return {} if record is None else self._conform(record, server_round)
 
     def _conform(self, record: ArrayRecord, server_round: int) -> Arrays:
         """Return the aggregate in the model's order and dtypes (FedAdam computes in float64)."""
         arrays, model = to_arrays(record), self.progress.arrays
-        name = self.config.strategy
         if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in model.items()}:
             raise FederationError(
-                f"Round {server_round}: strategy '{name}' changed the names or shapes of arrays."
+                f"Round {server_round}: strategy '{self.config.strategy}' changed the names or "
+                "shapes of arrays."
             )
-        result = {k: arrays[k].astype(old.dtype, copy=False) for k, old in model.items()}
-        if bad := [k for k, value in result.items() if not np.isfinite(value).all()]:
-            raise FederationError(
-                f"Round {server_round}: strategy '{name}' produced NaN or infinite values in "
-                f"{bad[0]}. Try gentler strategy-args."
-            )
-        return result
+        return {k: arrays[k].astype(old.dtype, copy=False) for k, old in model.items()}
 
     def _call(self, hook: str, *args: Any) -> Any:
         try:

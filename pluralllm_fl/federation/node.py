@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from pluralllm_fl.config import RunConfig, Value
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
-from pluralllm_fl.evaluation import SplitScore, evaluate_group
+from pluralllm_fl.evaluation import NO_SCORE, evaluate_group
 from pluralllm_fl.federation import updates
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
 from pluralllm_fl.networks import PredictorConfig
@@ -185,9 +185,10 @@ class LocalNode:
         metrics: dict[str, int | float] = {"num-examples": float(scores["all"].questions)}
         for split, score in scores.items():
             if self.deployed and score.questions < MIN_TARGETS:
-                score = SplitScore(0.0, 0.0, 0.0, 0.0, 0)
+                score = NO_SCORE
             metrics |= {
-                f"{split}-{name}": value for name, value in dataclasses.asdict(score).items()
+                f"{split}-{name.replace('_', '-')}": value
+                for name, value in dataclasses.asdict(score).items()
             }
         return MetricRecord(dict(metrics))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import random
 from collections.abc import Iterator, Mapping
 
@@ -30,13 +31,13 @@ def count_bytes(content: RecordDict) -> int:
     return sum(record.count_bytes() for record in content.values())
 
 
-def update_norm(update: Arrays, reference: Arrays) -> float:
-    """Return the L2 norm of ``update - reference`` over all arrays, in float64."""
-    squares = 0.0
-    for name, value in update.items():
+def update_norms(new: Arrays, reference: Arrays) -> dict[str, float]:
+    """Return the L2 norm of ``new - reference`` of every array, in float64."""
+    norms = {}
+    for name, value in new.items():
         difference = np.subtract(value, reference[name], dtype=np.float64)
-        squares += float(np.vdot(difference, difference))
-    return float(np.sqrt(squares))
+        norms[name] = math.sqrt(float(np.vdot(difference, difference)))
+    return norms
 
 
 @contextlib.contextmanager

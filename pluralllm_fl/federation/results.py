@@ -45,6 +45,33 @@ def evaluation(scores: Scores, roster: Roster) -> Event:
     }
 
 
+def warnings(first: Event | None, last: Event | None) -> list[str]:
+    """Return sentences on what is wrong with a finished run; empty: nothing.
+
+    Parameters
+    ----------
+    first, last : Event, optional
+        Evaluations of the initial and of the final model. They are compared on the unseen groups
+        that both have, without such on the seen ones.
+    """
+    for side in ("unseen", "seen"):
+        before, after = (event[side] if event else None for event in (first, last))
+        if not before or not after:
+            continue
+        both = sorted(before["by_group"].keys() & after["by_group"].keys())
+        if not both:
+            continue
+        start, end = (sum(b["by_group"][g] for g in both) / len(both) for b in (before, after))
+        if end > start:
+            return []
+        return [
+            f"The run did not learn: alignment of the {side} groups is {end:.4f} with the final "
+            f"model and was {start:.4f} with the initial one. Look at the reasons of dropped "
+            "replies, then at strategy-args and learning-rate."
+        ]
+    return []
+
+
 def groups(event: Event, sides: Iterable[str] = ("seen", "unseen")) -> set[str]:
     """Return the groups that an evaluation event covers, of both sides or of those given."""
     return {group for side in sides if event[side] for group in event[side]["by_group"]}
@@ -63,6 +90,7 @@ def _block(scores: Scores, names: Iterable[str]) -> dict[str, Any] | None:
 def _score(metrics: MetricRecord, split: str) -> SplitScore:
     return SplitScore(
         alignment=_number(metrics, f"{split}-alignment"),
+        alignment_offered=_number(metrics, f"{split}-alignment-offered"),
         low=_number(metrics, f"{split}-low"),
         high=_number(metrics, f"{split}-high"),
         uniform=_number(metrics, f"{split}-uniform"),

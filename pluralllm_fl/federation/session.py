@@ -23,7 +23,7 @@ from pluralllm_fl.artefacts import (
 )
 from pluralllm_fl.config import RunConfig, Value, split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
-from pluralllm_fl.federation import checkpoint, strategies, strategy_state, trackers
+from pluralllm_fl.federation import checkpoint, results, strategies, strategy_state, trackers
 from pluralllm_fl.federation.callbacks import (
     Callback,
     CheckpointWriter,
@@ -45,7 +45,7 @@ FREE_ON_RESUME = frozenset(
         "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
         "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
         "evaluate-with-training",
-        "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm",
+        "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm", "max-update-ratio",
     }
 )  # fmt: skip
 _PACKAGES = ("torch", "flwr", "ray", "numpy", "transformers")
@@ -162,7 +162,10 @@ class _Session:
         else:
             loop.finish(None, None)
         _save_model(directory, model, loop)
-        _save_summary(directory, loop.progress)
+        warnings = results.warnings(directory.evaluation(0), loop.progress.evaluation)
+        for text in warnings:
+            loop.emit("warning", round=loop.progress.round, text=text)
+        _save_summary(directory, loop.progress, warnings)
 
     def close(self, status: str, error: str | None) -> None:
         """Save the last completed round and say how the run ended, as far as can be written."""
@@ -261,8 +264,8 @@ class _Session:
             config.strategy_kwargs,
             train_nodes=len(roster.seen),
             all_nodes=len(roster.nodes),
-            learning_rate=config.learning_rate,
         )
+        strategies.check_private(strategy, config)
         arrays = to_arrays(ArrayRecord(model.state_dict()))
         progress = Progress(arrays)
         if self.start is not None:
@@ -382,7 +385,7 @@ def _save_model(directory: RunDirectory, model: Model, loop: RoundLoop) -> None:
     write_directory(directory.path / "model", lambda path: model.save_pretrained(path))
 
 
-def _save_summary(directory: RunDirectory, progress: Progress) -> None:
+def _save_summary(directory: RunDirectory, progress: Progress, warnings: list[str]) -> None:
     final = progress.evaluation or {}
     directory.write_json(
         "summary.json",
@@ -394,6 +397,7 @@ def _save_summary(directory: RunDirectory, progress: Progress) -> None:
             "bytes_down": progress.bytes_down,
             "seen": final.get("seen"),
             "unseen": final.get("unseen"),
+            "warnings": warnings,
         },
     )
 

@@ -8,17 +8,15 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 from flwr.serverapp.strategy import Strategy
 
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError, nearest
+from pluralllm_fl.federation.strategy_defaults import defaults
 
-# Without clipping on the nodes, which our ClientApp does not do, these would add noise to
-# unbounded updates: the appearance of privacy.
 _CLIP_ON_NODES = (
     stock.DifferentialPrivacyClientSideFixedClipping,
     stock.DifferentialPrivacyClientSideAdaptiveClipping,
 )
-_NOT_FOR_MODELS = {"Strategy", "Result", "FedXgbBagging", "FedXgbCyclic"} | {
-    cls.__name__ for cls in _CLIP_ON_NODES
-}
+_NOT_FOR_MODELS = {"Strategy", "Result", "FedXgbBagging", "FedXgbCyclic"}
 SHORT_NAMES: dict[str, type[Strategy]] = {
     name.lower(): getattr(stock, name) for name in stock.__all__ if name not in _NOT_FOR_MODELS
 }
@@ -32,7 +30,6 @@ def build(
     *,
     train_nodes: int,
     all_nodes: int,
-    learning_rate: float,
 ) -> Strategy:
     """Build a stock strategy by short name, or any by import path.
 
@@ -45,8 +42,6 @@ def build(
         privacy) is given as ``{"name": "fedavg", …its arguments}``; default: fedavg.
     train_nodes, all_nodes : int
         Nodes that train, and all nodes. Default minima are capped at these.
-    learning_rate : float
-        Default of QFedAvg's ``client_learning_rate``.
 
     Raises
     ------
@@ -54,7 +49,7 @@ def build(
         For an unknown name or argument, an impossible value or a class that is no strategy.
     """
     cls = _find(name)
-    arguments = _arguments(cls, name, kwargs, learning_rate)
+    arguments = _arguments(cls, name, kwargs, defaults(cls, kwargs, train_nodes))
     if "strategy" in inspect.signature(cls).parameters:
         inner = arguments.get("strategy", {"name": "fedavg"})
         inner = dict(inner) if isinstance(inner, dict) else {"name": str(inner)}
@@ -64,7 +59,6 @@ def build(
             inner,
             train_nodes=train_nodes,
             all_nodes=all_nodes,
-            learning_rate=learning_rate,
         )
     try:
         inspect.signature(cls).bind(**arguments)
@@ -76,6 +70,7 @@ def build(
     caps = dict(zip(_MINIMA, (train_nodes, all_nodes, train_nodes), strict=True))
     _limit(strategy, arguments, caps)
     _check_bulyan(strategy, train_nodes)
+    _check_sampled(strategy, train_nodes)
     return strategy
 
 
@@ -83,6 +78,28 @@ def innermost(strategy: Strategy) -> Strategy:
     """Return the strategy inside all wrappers."""
     inner = getattr(strategy, "strategy", None)
     return innermost(inner) if isinstance(inner, Strategy) else strategy
+
+
+def check_private(strategy: Strategy, config: RunConfig) -> None:
+    """Refuse settings under which a privacy wrapper would not give what it says.
+
+    Raises
+    ------
+    ConfigError
+        For unequal weights, or updates that are rounded after they were clipped.
+    """
+    if not is_private(strategy):
+        return
+    if config.client_weight != "uniform":
+        raise ConfigError(
+            f"strategy = '{config.strategy}' adds noise for equal weights: set client-weight = "
+            "'uniform'."
+        )
+    if isinstance(strategy, _CLIP_ON_NODES) and config.update_dtype != "float32":
+        raise ConfigError(
+            f"strategy = '{config.strategy}' clips updates on the nodes, and update-dtype = "
+            f"'{config.update_dtype}' would round them after that: set update-dtype = 'float32'."
+        )
 
 
 def is_private(strategy: Strategy) -> bool:
@@ -113,18 +130,13 @@ def _find(name: str) -> type[Strategy]:
         ) from None
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise ConfigError(f"strategy = '{name}' is not a flwr.serverapp.strategy.Strategy.")
-    if issubclass(cls, _CLIP_ON_NODES):
-        raise ConfigError(
-            f"strategy = '{name}' needs nodes that clip their updates, which these do not. Take "
-            f"{cls.__name__.replace('ClientSide', 'ServerSide')}."
-        )
     if inspect.isabstract(cls):
         raise ConfigError(f"strategy = '{name}' is abstract: name one of its subclasses.")
     return cls
 
 
 def _arguments(
-    cls: type[Strategy], name: str, kwargs: Mapping[str, Any], learning_rate: float
+    cls: type[Strategy], name: str, kwargs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, Any]:
     parameters = inspect.signature(cls).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -136,12 +148,7 @@ def _arguments(
             )
         if key in parameters:
             _check_type(key, value, parameters[key].default)
-    arguments = dict(kwargs)
-    ours = {"train_loss_key": "train-loss", "client_learning_rate": learning_rate}
-    for key, value in ours.items():
-        if key in parameters:
-            arguments.setdefault(key, value)
-    return arguments
+    return {k: v for k, v in ours.items() if k in parameters} | dict(kwargs)
 
 
 def _check_type(key: str, value: object, default: object) -> None:
@@ -173,6 +180,21 @@ def _limit(strategy: Strategy, arguments: Mapping[str, Any], caps: Mapping[str, 
                 "part in that phase."
             )
         setattr(strategy, key, cap)
+
+
+def _check_sampled(strategy: Strategy, train_nodes: int) -> None:
+    """Refuse a divisor of the noise larger than the number of nodes that it is shared by."""
+    number = getattr(strategy, "num_sampled_clients", 0)
+    inner = innermost(strategy)
+    sampled = max(
+        int(train_nodes * getattr(inner, "fraction_train", 1.0)),
+        getattr(inner, "min_train_nodes", 0),
+    )
+    if number > sampled:
+        raise ConfigError(
+            f"strategy-args: num_sampled_clients = {number}, but {sampled} node(s) train in a "
+            f"round: there would be too little noise. Take {sampled}."
+        )
 
 
 def _check_bulyan(strategy: Strategy, train_nodes: int) -> None:

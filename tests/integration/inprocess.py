@@ -205,7 +205,7 @@ def tiny_app(groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN) -> 
                 "fingerprint": f"data of {group}",
             }
         )
-        counts = MetricRecord({"questions": 10, "train-questions": 7, "test-questions": 2})
+        counts = MetricRecord({"questions": 10, "train-questions": len(group), "test-questions": 2})
         return Message(RecordDict({"roster": roster, "metrics": counts}), reply_to=message)
 
     @app.train()
@@ -226,7 +226,7 @@ def tiny_app(groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN) -> 
             {
                 "num-examples": float(len(group)),
                 "train-loss": float(np.square(arrays["weight"]).mean()),
-                "questions": 7,
+                "questions": len(group),
                 "seconds": 0.01,
             }
         )
@@ -246,8 +246,8 @@ def tiny_app(groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN) -> 
         score = score - 0.01 * sorted(groups).index(group)
         metrics: dict[str, int | float] = {"num-examples": 10.0}
         for split, count in zip(SPLITS, (10, 7, 1, 2), strict=True):
-            values = (score, score - 0.1, score + 0.05, 0.5, count)
-            names = ("alignment", "low", "high", "uniform", "questions")
+            values = (score, score, score - 0.1, score + 0.05, 0.5, count)
+            names = ("alignment", "alignment-offered", "low", "high", "uniform", "questions")
             metrics |= {f"{split}-{k}": v for k, v in zip(names, values, strict=True)}
         return MetricRecord(metrics)
 

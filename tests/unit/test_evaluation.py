@@ -28,7 +28,7 @@ def table() -> GroupTable:
 def predictor() -> PreferencePredictor:
     torch.manual_seed(0)
     return PreferencePredictor(
-        PredictorConfig(embedding_dim=DIMENSION, prototypes=2, coverage_features=32)
+        PredictorConfig(embedding_dim=DIMENSION, width=16, question_features=32)
     ).eval()
 
 
