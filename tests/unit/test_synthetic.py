@@ -28,7 +28,7 @@ def test_default_shape(survey: PreferenceDataset) -> None:
     categorical = [q for q in survey.questions if not q.ordinal]
     assert {len(q.options) for q in ordinal} == {4, 5}
     assert {len(q.options) for q in categorical} == {3, 4, 5, 6}
-    assert len({q.topic for q in survey.questions}) >= 10
+    assert len({q.topic for q in survey.questions}) == 6
     assert all(q.ordinal is None or len(q.ordinal) == len(q.options) for q in survey.questions)
 
 
@@ -50,7 +50,7 @@ def test_there_is_room_between_the_references(survey: PreferenceDataset) -> None
         flat = np.full_like(answers, 1 / answers.shape[1])
         uniform.extend(np.atleast_1d(1 - jensenshannon(answers, flat, axis=1)))
         others.extend(np.atleast_1d(1 - jensenshannon(answers, mean, axis=1)))
-    assert 0.65 < np.mean(uniform) < 0.78
+    assert 0.6 < np.mean(uniform) < 0.75
     assert np.mean(others) > np.mean(uniform) + 0.03
     assert np.mean(others) < 0.95 - 0.04  # noise_floor of 400 respondents: 0.97
 
@@ -93,8 +93,8 @@ def test_wording_carries_the_stance() -> None:
     support = [
         [group.answers[question][:2].sum() for group in survey.groups.values()]
         for question in (
-            by_text["Do you support or oppose opening new coal mines?"],
-            by_text["Do you support or oppose public money for solar roofs?"],
+            by_text["Do you support opening new coal mines?"],
+            by_text["Do you support public money for solar roofs?"],
         )
     ]
     assert np.corrcoef(support)[0, 1] < -0.8
