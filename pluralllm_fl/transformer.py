@@ -245,6 +245,8 @@ class TransformerNetwork(Network):
             pool = rng.choice(pool, MOST_QUESTIONS, replace=False)
         early = server_round <= max(2, config.num_server_rounds * TRIED_UNTIL)
         tried = np.isin(pool, table.fold(pool, TRIED if early else 0.0))
+        if tried.all():
+            tried[0] = False
         trained, held = pool[~tried], pool[tried]
         batch, trial = table.batch(trained), table.batch(held)
         with torch.no_grad():

@@ -152,6 +152,6 @@ def test_a_transformer_that_a_variant_takes_away_says_nothing(
     with VARIANTS[name].change():
         predictor = initial_predictor(CONFIG, DIMENSION, "")
     batch = survey().table(SEEN[0]).batch(range(5))
-    tokens = torch.randn(len(batch.question), 4 * DIMENSION)
+    tokens = torch.randn(len(batch.question), 4 * DIMENSION // 2)
     for part, says in (("mean", of_mean), ("factors", of_factors)):
         assert bool(predictor.network.get_submodule(part)(tokens, batch).any()) == says
