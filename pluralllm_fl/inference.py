@@ -208,7 +208,7 @@ def run_config(run: Path) -> RunConfig:
         return config
     seen = ";".join(_recorded(run, "seen", list))
     groups = _recorded(run, "dataset", dict).get("groups", {})
-    return dataclasses.replace(for_nodes(config, len(groups)), seen_groups=seen)
+    return replace(for_nodes(config, len(groups)), seen_groups=seen)
 
 
 def _recorded(run: Path, key: str, kind: type) -> Any:

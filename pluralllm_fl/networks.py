@@ -24,7 +24,7 @@ class PredictorConfig:
     feed_forward: int = 96
     dropout: float = 0.1
     question_features: int = 1024
-    factors: int = 12
+    factors: int = 8
     embedding_model: str = "auto"
     embedding_pooling: Literal["mean", "last"] = "mean"
     embedding_template: str = "{question}||{option}"

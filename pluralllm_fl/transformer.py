@@ -97,13 +97,7 @@ class OptionTransformer(nn.Module):
         dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.embed = nn.Sequential(
-            nn.LayerNorm(inputs),
-            nn.Dropout(dropout),
-            nn.Linear(inputs, width),
-            nn.GELU(),
-            nn.LayerNorm(width),
-        )
+        self.embed = nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.LayerNorm(width))
         self.mix = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
         self.blocks = nn.ModuleList(
             [SetBlock(width, heads, feed_forward, dropout) for _ in range(layers)]
@@ -166,6 +160,7 @@ class TransformerNetwork(Network):
         self.linear = nn.Parameter(torch.zeros(1 + dimension + question_features, 2 * dimension))
         self.mean = OptionTransformer(4 * dimension, 1, *shape)
         self.factors = OptionTransformer(4 * dimension, factors, *shape)
+        self.dropout = nn.Dropout(dropout)
         self.covariance = nn.Parameter(torch.zeros(len(COVARIANCE)))
         # Part of the architecture, never sent.
         frequencies = QUESTION_SCALE * orthogonal_frequencies(question_features // 2, dimension)
@@ -197,6 +192,7 @@ class TransformerNetwork(Network):
         option = F.normalize(batch.embedding[:, -self.dimension :], dim=1)
         apart = centred(option, batch)
         tokens = torch.cat([4 * asked, 4 * option, 8 * apart, 32 * asked * apart], dim=1)
+        tokens = self.dropout(F.layer_norm(tokens, tokens.shape[1:]))
         mean = self.mean(tokens, batch)[:, 0] + self._linear(batch, question, deviation)
         return Knowledge(centred(mean, batch), self.factors(tokens, batch), asked, deviation)
 
@@ -247,8 +243,10 @@ class TransformerNetwork(Network):
         pool = table.members("train")
         if len(pool) > MOST_QUESTIONS:
             pool = rng.choice(pool, MOST_QUESTIONS, replace=False)
-        early = server_round <= config.num_server_rounds * TRIED_UNTIL
+        early = server_round <= max(2, config.num_server_rounds * TRIED_UNTIL)
         tried = np.isin(pool, table.fold(pool, TRIED if early else 0.0))
+        if tried.all():
+            tried[0] = False
         trained, held = pool[~tried], pool[tried]
         batch, trial = table.batch(trained), table.batch(held)
         with torch.no_grad():

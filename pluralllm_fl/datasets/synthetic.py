@@ -20,11 +20,11 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import FloatArray, GroupPreferences, PreferenceDataset, Question
 
 _CATEGORICAL_EVERY = 4
-_QUESTIONS_A_TOPIC = 30
+_QUESTIONS_A_TOPIC = 40  # few fields asked about often: a new question has relatives
 _SPREAD_IN_REGION = 0.5
 _SHARPNESS = 0.85  # how strongly values move answers
 _APPEAL = 2.6  # how strongly answers lean the same way in every group
-_MODERATION = 1.1  # how much rarer the ends of a scale are than its middle
+_MODERATION = 2.0  # how much rarer the ends of a scale are than its middle
 _STYLE = 0.35  # how much groups differ in choosing the ends of a scale
 
 

