@@ -9,10 +9,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import PluralLLMError
+from pluralllm_fl.federation.ending import log_ending
 from pluralllm_fl.federation.session import run_federation
 from pluralllm_fl.predictor import initial_predictor
 from pluralllm_fl.training import learning_rate_at
 
+logger = logging.getLogger("flwr.pluralllm_fl")
 app = ServerApp()
 
 
@@ -22,7 +24,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = RunConfig.from_run_config(context.run_config)
         torch.set_num_threads(config.threads)
-        run_federation(grid, config, partial(initial_predictor, config), learning_rate_at)
+        run = run_federation(grid, config, partial(initial_predictor, config), learning_rate_at)
+        log_ending(run)
     except PluralLLMError as error:
-        logging.getLogger("flwr.pluralllm_fl").error("%s", error)
+        logger.error("The run failed: %s", error)
         raise error.with_traceback(None) from error.__cause__

@@ -14,7 +14,7 @@ from typing import Any
 
 from convergence import gain, shown
 from store import Measure, Run, read, script, show
-from trained import MANY, SIZES
+from trained import HISTORY, MANY, SIZES
 
 
 def minus_wrong(size: int) -> Measure:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     store = read(arguments.runs)
-    names = [name for name in ("ours", MANY, "published") if store.runs.get(name)]
+    names = [name for name in ("ours", MANY, "published", HISTORY) if store.runs.get(name)]
     if not names:
         raise SystemExit(f"{arguments.runs} holds no run of ours or of the published recipe.")
     tables: dict[str, dict[str, dict[str, Any]]] = {}

@@ -2,10 +2,9 @@
 reach, over seeds.
 
 Trains in this process with the project's own training code (`pluralllm_fl.baselines`); the paper's
-split of groups. speed.py measures the seconds. Prints tables and writes
-convergence.json beside this file; `--recipes` measures some again and keeps the others' runs. A run
-of ours takes a minute or two on one core, of the published recipe ten, with 66 seen countries half
-an hour.
+split of groups; with 66 seen countries, 12 of them train in a round. speed.py measures the seconds.
+Prints tables and writes convergence.json beside this file; `--recipes` measures some again and
+keeps the others' runs. A run of ours takes two minutes on one core, of the published recipe ten.
 
     python benchmarks/convergence.py --dataset path/to/global_opinions.csv
 """
@@ -14,10 +13,18 @@ from operator import truediv
 from typing import Any
 
 from store import Measure, Run, Store, measured, options, script, shared_facts, show
-from trained import MANY, RECIPES, all_measures, context_curve, prepare, train, unseen_block
+from trained import (
+    HISTORY,
+    MANY,
+    RECIPES,
+    all_measures,
+    context_curve,
+    prepare,
+    train,
+    unseen_block,
+)
 
-from pluralllm_fl.baselines import federated
-from pluralllm_fl.memory import OWNED
+from pluralllm_fl.baselines import drawn_groups
 from pluralllm_fl.predictor import PreferencePredictor
 
 # Paired differences, seed by seed.
@@ -26,6 +33,8 @@ COMPARED = (
     (MANY, "published"),
     ("ours", "ours, centralised"),
     ("published", "published, centralised"),
+    ("ours", HISTORY),
+    (MANY, f"{HISTORY}, 66 seen"),
 )
 
 
@@ -42,26 +51,20 @@ def run(name: str, dataset: str, changes: list[str], seed: int) -> dict[str, Run
         curve.append({"round": server_round, "unseen": unseen})
 
     predictor = train(name, workspace, note)
+    sent = megabytes(predictor) * len(drawn_groups(workspace.seen, config, 1))
     result = {
         "seed": seed,
         "curve": curve,
-        "megabytes_a_round": megabytes_up(predictor) * len(workspace.seen),  # up
-        "megabytes_down_a_round": megabytes_down(predictor) * len(workspace.seen),
+        "megabytes_a_round": sent,  # up
+        "megabytes_down_a_round": sent,
         "measures": all_measures(predictor, workspace),
         "context": context_curve(predictor, workspace),
     }
     return {name: result}
 
 
-def megabytes_up(predictor: PreferencePredictor) -> float:
-    """Return the size of one node's update: of what has an entry a prototype, only its own."""
-    weights = predictor.state_dict().items()
-    sent = (value[:1] if name in OWNED else value for name, value in weights)
-    return 4e-6 * float(sum(value.numel() for value in sent))
-
-
-def megabytes_down(predictor: PreferencePredictor) -> float:
-    """Return the size of what every node receives: the whole model."""
+def megabytes(predictor: PreferencePredictor) -> float:
+    """Return the size of the model: a node receives all of it, and sends as much."""
     return 4e-6 * float(sum(value.numel() for value in predictor.state_dict().values()))
 
 
@@ -112,7 +115,7 @@ def rows(store: Store) -> dict[str, dict[str, Any]]:
 
 def traffic(store: Store) -> dict[str, dict[str, Any]]:
     """Return what all nodes of every federated recipe send and receive in a round."""
-    names = [name for name in store.runs if RECIPES[name][0] is federated]
+    names = [name for name in store.runs if "centralised" not in name]
     ways: dict[str, Measure] = {
         "up": lambda result: result["megabytes_a_round"],
         "down": lambda result: result["megabytes_down_a_round"],

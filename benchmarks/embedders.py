@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from store import Run, Store, measured, options, script, shared_facts, show
-from trained import all_measures, configured, train
+from trained import HISTORY, all_measures, configured, train
 
 from pluralllm_fl.embedding import TextEmbedder
 from pluralllm_fl.workspace import open_workspace, read_dataset, with_random_vectors
@@ -58,7 +58,7 @@ def milliseconds_a_text(model: str, dataset: str, changes: list[str]) -> float:
 
 def main() -> None:
     """Run all seeds of the models."""
-    parser = options(__doc__, __file__, ["num-server-rounds=1"])
+    parser = options(__doc__, __file__)
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME=PATH")
     arguments = parser.parse_args()
     if wrong := [text for text in arguments.models if not all(text.partition("="))]:
@@ -90,7 +90,7 @@ def main() -> None:
         label: {
             f"{name} − {RANDOM}": store.paired((name, measured(label)), (RANDOM, measured(label)))
             for name in store.runs
-            if name != RANDOM
+            if name != RANDOM and not name.startswith(HISTORY)
         }
         for label in ("unseen alignment", "unseen, test questions")
     }

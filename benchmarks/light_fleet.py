@@ -299,16 +299,15 @@ def _answer(message: Message, number: int) -> RecordDict:
         counts = MetricRecord({"questions": 100, "train-questions": 80, "test-questions": 10})
         return RecordDict({"roster": roster, "metrics": counts})
     if message.metadata.message_type == MessageType.EVALUATE:
-        score = dict(zip(SCORE_KEYS, (0.8, 0.7, 0.9, 0.7, 10.0), strict=True))
+        score = dict(zip(SCORE_KEYS, (0.8, 0.8, 0.7, 0.9, 0.7, 10.0), strict=True))
         scores = {f"{s}-{key}": value for s in EVALUATION_SPLITS for key, value in score.items()}
         return RecordDict({"metrics": MetricRecord({**scores, "num-examples": 100.0})})
     orders = message.content.config_records["config"]
-    dtype, prototype = str(orders["update-dtype"]), int(str(orders["prototype"]))
+    dtype = str(orders["update-dtype"])
     received = to_arrays(unpacked(message.content).array_records["arrays"])
-    received = updates.own(received, prototype)
     arrays = moved(received, 1e-6 * number)
     if dtype != "float32":
-        arrays = updates.encode(arrays, received, dtype, max_update_norm=1e3)[0]
+        arrays = updates.encode(arrays, received)
     metrics = MetricRecord(
         {"num-examples": 1.0, "train-loss": 1.0, "questions": 80, "seconds": 0.0}
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from alignment import interval, run
 
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16")
 RIDES = ("false", "true")
 MEASURES: dict[str, tuple[str, ...]] = {
     "MB up a round": ("bytes_up",),

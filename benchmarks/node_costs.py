@@ -48,7 +48,7 @@ from pluralllm_fl.federation.records import to_arrays, to_record
 ROOT = Path(__file__).resolve().parents[1]
 IDLE = (0, 50, 600)  # light nodes that wait; the last are more than one SuperLink can serve
 IDLE_SECONDS = 15.0
-EXCHANGE = ((5, "float32"), (25, "float32"), (25, "int8"))  # light nodes in a run; their updates
+EXCHANGE = ((5, "float32"), (25, "float32"), (25, "bfloat16"))  # light nodes in a run, updates
 PUSHED = (25, 200)  # messages that the ServerApp hands over at once
 PUSH = """
 import json, os, time
@@ -225,10 +225,10 @@ def objects_a_message() -> dict[str, int]:
     model = PreferencePredictor(PredictorConfig.from_run_config(config, DIMENSION))
     arrays = to_arrays(ArrayRecord(model.state_dict()))
     found = {}
-    for dtype in ("float32", "bfloat16", "int8"):
+    for dtype in ("float32", "bfloat16"):
         sent = arrays
         if dtype != "float32":
-            sent = updates.encode(moved(arrays, 1e-3), arrays, dtype)[0]
+            sent = updates.encode(moved(arrays, 1e-3), arrays)
         content = packed(RecordDict({"arrays": to_record(sent), "config": ConfigRecord()}))
         found[dtype] = len(get_all_nested_objects(content)) + 1  # the message itself
     return found

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--update-dtype", default="int8")
+    parser.add_argument("--update-dtype", default="bfloat16")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="plfl-") as folder:
         result = measure(Path(folder), arguments)
@@ -67,7 +67,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     settings = {
         "num-server-rounds": arguments.rounds, "local-steps": STEPS,
         "update-dtype": arguments.update_dtype, "strategy": "fedadam",
-        "strategy-args": '{"eta": 0.003}', "prototypes": len(seen),
+        "strategy-args": '{"eta": 0.003}',
     }  # fmt: skip
     began = time.monotonic()
     with Deployment(folder, seen, unseen, mark="reliability") as federation:

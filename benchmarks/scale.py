@@ -2,9 +2,8 @@
 
 Runs `simulation.py` on generated surveys and stops it after some rounds. For the floor, Flower
 runs the same rounds with clients that do nothing: the whole model goes down to each, and an array
-of the size of a node's reply (its own prototype and what is no prototype) comes back. Prints a
-table and writes scale.json beside this file, where federations that are not measured now keep
-their rows; docs/results.md tells them.
+of its size comes back. Prints a table and writes scale.json beside this file, where federations
+that are not measured now keep their rows; docs/results.md tells them.
 
     python benchmarks/scale.py
 """
@@ -31,7 +30,6 @@ from resources import tree_bytes
 
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.devices import available_cpus
-from pluralllm_fl.federation import updates
 from pluralllm_fl.federation.launcher import PrivateSuperLink
 from pluralllm_fl.predictor import initial_predictor
 
@@ -45,7 +43,7 @@ app = ClientApp()
 
 @app.train()
 def train(message, context):
-    values = np.zeros(context.run_config["reply-values"], np.float32)
+    values = np.zeros(context.run_config["values"], np.float32)
     arrays = ArrayRecord({"model": Array(values)})
     metrics = MetricRecord({"num-examples": 1.0})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
@@ -111,7 +109,6 @@ class Federation:
     training: int
     sampled: int
     questions: int
-    prototypes: int = 8
 
     def settings(self, folder: Path, times: Path, rounds: int) -> dict[str, Any]:
         """Return the run config's changes."""
@@ -121,8 +118,8 @@ class Federation:
         }  # fmt: skip
         return {
             "synthetic-groups": self.groups, "unseen-fraction": 1 - self.training / self.groups,
-            "synthetic-questions": self.questions, "prototypes": self.prototypes,
-            "num-server-rounds": rounds, "evaluate-every": 10_000, "join-timeout": 3600,
+            "synthetic-questions": self.questions, "num-server-rounds": rounds,
+            "evaluate-every": 10_000, "join-timeout": 3600,
             "strategy": "scale:Timed", "strategy-args": json.dumps(strategy),
             "output-dir": folder, "run-name": "run",
         }  # fmt: skip
@@ -131,7 +128,7 @@ class Federation:
 FEDERATIONS = {
     "14": Federation(14, 8, 8, 120),
     "1000": Federation(1000, 998, 100, 120),
-    "10000": Federation(10_000, 9998, 20, 40, prototypes=1),
+    "10000": Federation(10_000, 9998, 20, 40),
 }
 
 
@@ -172,16 +169,11 @@ def floor(federation: Federation, number: int, folder: Path) -> list[float]:
     """Return the seconds of rounds with clients that do nothing."""
     app = folder / "app"
     app.mkdir()
-    changes = {"prototypes": federation.prototypes}
-    config = RunConfig.from_run_config(default_run_config() | changes)
-    predictor = initial_predictor(config, DIMENSION, "")
-    model = {name: value.numpy() for name, value in predictor.state_dict().items()}
-    reply = updates.own(model, 0)
+    config = RunConfig.from_run_config(default_run_config())
+    model = initial_predictor(config, DIMENSION, "").state_dict()
     values: dict[str, Any] = {
         "nodes": federation.groups, "sampled": federation.sampled, "rounds": number,
-        "values": sum(value.size for value in model.values()),
-        "reply-values": sum(value.size for value in reply.values()),
-        "times": str(folder / "floor"),
+        "values": sum(value.numel() for value in model.values()), "times": str(folder / "floor"),
     }  # fmt: skip
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.flwr.app.config]")
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())

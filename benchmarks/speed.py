@@ -20,21 +20,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from convergence import to_reach
 from released_code import ReleasedNetwork
-from store import script
+from store import read, script
 from trained import PUBLISHED, configured
 
 from pluralllm_fl.baselines import federated
 from pluralllm_fl.config import RunConfig, embedding_parts
-from pluralllm_fl.episodes import GroupTable, IntArray
-from pluralllm_fl.evaluation import evaluate_group
-from pluralllm_fl.memory import remember
+from pluralllm_fl.episodes import EpisodeSampler, GroupTable, IntArray, QuestionBatch
+from pluralllm_fl.losses import prediction_loss
 from pluralllm_fl.optimizer import FlatAdamW
-from pluralllm_fl.pluralistic import PluralisticNetwork
 from pluralllm_fl.predictor import PreferencePredictor, initial_predictor
 from pluralllm_fl.preferences import GroupPreferences, Question
 from pluralllm_fl.published import PublishedNetwork
-from pluralllm_fl.training import episodes, prediction_loss
 from pluralllm_fl.workspace import open_workspace
 
 PUBLISHED_ROUNDS = int(PUBLISHED["num-server-rounds"])
@@ -87,6 +85,18 @@ def compared(ours: list[float], other: list[float], name: str) -> dict[str, Any]
     }
 
 
+def episodes(
+    table: GroupTable, config: RunConfig, number: int
+) -> list[tuple[QuestionBatch, QuestionBatch]]:
+    """Draw context and targets as the published recipe does."""
+    sampler = EpisodeSampler(
+        (config.context_min, config.context_max), (config.target_min, config.target_max)
+    )
+    rng, pool = np.random.default_rng(0), table.members("train")
+    drawn = [sampler.sample(pool, rng) for _ in range(number)]
+    return [(table.batch(context), table.batch(targets)) for context, targets in drawn]
+
+
 def training_step(repeats: int) -> dict[str, Any]:
     """Time forward, backward and Adam of the published architecture on the same episodes."""
     config = configured("published", "", 0, ())
@@ -94,10 +104,10 @@ def training_step(repeats: int) -> dict[str, Any]:
     predictor = initial_predictor(config, length, "").train()
     assert isinstance(predictor.network, PublishedNetwork)
     released = ReleasedNetwork(predictor.network, config.heads)
-    drawn = list(episodes(made_up(QUESTIONS, 0, length), config, np.random.default_rng(0), repeats))
+    drawn = episodes(made_up(QUESTIONS, 0, length), config, repeats)
     apart = {"loss": 0.0, "gradient": 0.0}
     for context, targets in drawn[:3]:
-        own = prediction_loss(predictor(context, targets), targets, config.loss)
+        own = prediction_loss(*predictor(context, targets), targets, config.loss)
         their = released.loss(context, targets)
         torch.autograd.backward([own, their])
         apart["loss"] = max(apart["loss"], abs(own.item() - their.item()))
@@ -110,7 +120,7 @@ def training_step(repeats: int) -> dict[str, Any]:
     adam = torch.optim.Adam(released.parameters(), config.learning_rate)
 
     def step(context: Any, targets: Any) -> None:
-        loss = prediction_loss(predictor(context, targets), targets, config.loss)
+        loss = prediction_loss(*predictor(context, targets), targets, config.loss)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
@@ -139,11 +149,7 @@ def evaluation(recipe: str, sample: int, repeats: int) -> dict[str, Any]:
     config = configured(recipe, "", 0, ())
     length = row_length(config)
     predictor = initial_predictor(config, length, "").eval()
-    network, table = predictor.network, made_up(QUESTIONS, 0, length)
-    if isinstance(network, PluralisticNetwork):
-        for prototype in range(config.prototypes):
-            answers = made_up(100, 1 + prototype, length)
-            remember(network, answers.batch(range(100)), prototype=prototype, ridge=0.1)
+    table = made_up(QUESTIONS, 0, length)
     context, targets = np.arange(CONTEXT), np.arange(CONTEXT, QUESTIONS)
     shown, asked = table.batch(context), table.batch(targets).without_answers()
     alone = one_at_a_time(predictor, config, table)
@@ -171,39 +177,41 @@ def one_at_a_time(
     return torch.no_grad()(lambda i: released(table.batch(shown), table.batch([i]))[0])
 
 
-def rounds(dataset: str, repeats: int) -> dict[str, Any]:
-    """Time the first round of both recipes, alternating; data opened before the clock starts."""
-    recipes = ("ours", "published")
-    seconds: dict[str, list[float]] = {name: [] for name in recipes}
-    reached = 0.0
+def rounds(dataset: str, repeats: int, measured: Path) -> dict[str, Any]:
+    """Time a round of both recipes after the first, alternating, with the data opened before.
+
+    And compare what both need to the published recipe's final alignment, by the rounds that
+    convergence.py measured.
+    """
+    seconds: dict[str, list[float]] = {"ours": [], "published": []}
     for _ in range(repeats):
-        for name in recipes:
-            config = configured(name, dataset, 0, ("num-server-rounds = 1",))
-            workspace = open_workspace(config)
-            for group in workspace.groups:
+        for name, of_name in seconds.items():
+            workspace = open_workspace(configured(name, dataset, 0, ("num-server-rounds = 2",)))
+            for group in workspace.seen:
                 workspace.table(group)
-            done: list[PreferencePredictor] = []
-            seconds[name].append(
-                cpu_seconds(lambda: done.append(federated(workspace, config, lambda *_: None)))  # noqa: B023
-            )
-            if name == "ours":
-                scores = [
-                    evaluate_group(
-                        done[0].eval(), workspace.table(group), context_questions=CONTEXT, seed=0
-                    )["all"].alignment
-                    for group in workspace.unseen
-                ]
-                reached = float(np.mean(scores))
-    ours, published = (statistics.median(seconds[name]) for name in recipes)
-    return {
+            ends: list[float] = []
+            federated(workspace, workspace.config, lambda *_: ends.append(time.process_time()))  # noqa: B023
+            of_name.append(ends[1] - ends[0])
+    ours, published = (statistics.median(of_name) for of_name in seconds.values())
+    found = {
         "dataset": Path(dataset).name,
-        "ours_first_round_seconds": ours,
+        "our_seconds_a_round": ours,
         "published_seconds_a_round": published,
         "published_rounds": PUBLISHED_ROUNDS,
-        "ratio": PUBLISHED_ROUNDS * published / ours,
-        "our_unseen_alignment_after_it": reached,
         "seconds": seconds,
     }
+    store = read(measured)
+    target = {run["seed"]: run["curve"][-1]["unseen"] for run in store.runs.get("published", [])}
+    reached = [
+        to_reach(run, target[run["seed"]])
+        for run in store.runs.get("ours", [])
+        if run["seed"] in target
+    ]
+    if reached and all(reached):
+        needed = statistics.mean(point["rounds"] for point in reached if point)
+        ratio = PUBLISHED_ROUNDS * published / (needed * ours)
+        found |= {"our_rounds_to_published_alignment": needed, "ratio": ratio}
+    return found
 
 
 def main() -> None:
@@ -212,6 +220,8 @@ def main() -> None:
     parser.add_argument("--dataset", default="", help="also time rounds on this survey")
     parser.add_argument("--repeats", type=int, default=30, help="training steps to time")
     parser.add_argument("--sample", type=int, default=49, help="questions asked one at a time")
+    parser.add_argument("--runs", type=Path, default=Path(__file__).with_name("convergence.json"),
+                        help="rounds to the published alignment: %(default)s")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -220,11 +230,11 @@ def main() -> None:
         "training_step": training_step(arguments.repeats),
         "evaluation": {
             architecture: evaluation(recipe, arguments.sample, 5)
-            for architecture, recipe in (("published", "published"), ("pluralistic", "ours"))
+            for architecture, recipe in (("published", "published"), ("transformer", "ours"))
         },
     }
     if arguments.dataset:
-        record["rounds"] = rounds(arguments.dataset, 2)
+        record["rounds"] = rounds(arguments.dataset, 2, arguments.runs)
     rows = {"training step": record["training_step"]}
     rows |= {f"evaluation, {name}": row for name, row in record["evaluation"].items()}
     print("| one thread, CPU time | ours, ms | other, ms | ratio | other |\n|" + 5 * "---|")
@@ -232,7 +242,9 @@ def main() -> None:
         print(f"| {name} | {row['ours_ms']:.1f} | {row['other_ms']:.1f} | {row['ratio']:.1f} | "
               f"{row['other']} |")  # fmt: skip
     if arguments.dataset:
-        print(f"{PUBLISHED_ROUNDS} published rounds / our first: {record['rounds']['ratio']:.1f}")
+        for key, value in record["rounds"].items():
+            if isinstance(value, float):
+                print(f"{key.replace('_', ' ')}: {value:.2f}")
     record |= {
         "load_average": {"before": before, "after": os.getloadavg()[0]},
         "versions": {"torch": version("torch"), "python": platform.python_version()},

@@ -154,13 +154,21 @@ def cell(value: dict[str, Any] | None, with_seeds: bool) -> str:
 
 
 def options(
-    description: str | None, script: str, changes: Sequence[str] = ()
+    description: str | None,
+    script: str,
+    changes: Sequence[str] = (),
+    *,
+    dataset: str = "",
+    flags: Sequence[str] = ("--dataset",),
 ) -> argparse.ArgumentParser:
-    """Return the options that all benchmarks of quality take; --set comes after `changes`."""
+    """Return the options that all benchmarks of quality take; --set comes after `changes`.
+
+    With a `dataset` it is the default; else it must be given, by any of the `flags`.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", required=True, help="GlobalOpinionQA as a file")
+    parser.add_argument(*flags, required=not dataset, default=dataset, help="a file or a name")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, a core each")
     parser.add_argument("--set", nargs="*", action="extend", default=list(changes),

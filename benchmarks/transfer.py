@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from store import Measure, Run, Store, options, script, shared_facts, show
-from trained import prepare, train
+from trained import HISTORY, prepare, train
 
 from pluralllm_fl.evaluation import context_and_targets, predict_targets, score_targets
 from pluralllm_fl.predictor import PreferencePredictor
@@ -80,7 +80,7 @@ def summary(size: int) -> dict[str, Measure]:
 
 def main() -> None:
     """Run all seeds."""
-    parser = options(__doc__, __file__, ["num-server-rounds=1"])
+    parser = options(__doc__, __file__)
     parser.add_argument("--survey", required=True, help="the other survey, OpinionQA as a file")
     arguments = parser.parse_args()
     about = shared_facts(arguments) | {"survey": Path(arguments.survey).name}
@@ -93,10 +93,11 @@ def main() -> None:
     measures = {label: measure for size in SIZES for label, measure in summary(size).items()}
     table = {
         label: {name: store.over_seeds(name, measure) for name in store.runs}
+        | {f"{RECIPE} − {HISTORY}": store.paired((RECIPE, measure), (HISTORY, measure))}
         for label, measure in measures.items()
     }
     store.write(table=table)
-    show(f"{Path(arguments.survey).stem}, no training", table, list(store.runs))
+    show(f"{Path(arguments.survey).stem}, no training", table, list(next(iter(table.values()))))
 
 
 if __name__ == "__main__":

@@ -18,22 +18,25 @@ OnRound = Callable[[int, PreferencePredictor], None]
 def federated(workspace: Workspace, config: RunConfig, on_round: OnRound) -> PreferencePredictor:
     """Average the seen groups' local training by ``client-weight``, in this process.
 
-    The same as a federation with FedAvg, up to rounding: for measuring training alone.
+    The same as a federation with FedAvg, up to rounding: for measuring training alone. Where
+    ``strategy-args`` holds ``fraction_train``, a round draws that share of the groups.
     """
     predictor = _start(workspace, config)
     weights = _weights(workspace, config)
     for server_round in range(1, config.num_server_rounds + 1):
         received = {name: value.clone() for name, value in predictor.state_dict().items()}
         total = {name: torch.zeros_like(value) for name, value in received.items()}
-        for group, weight in weights.items():
+        drawn = drawn_groups(workspace.seen, config, server_round)
+        for group in drawn:
             predictor.load_state_dict(received)
             train_group(
                 predictor, workspace.table(group), config, server_round=server_round,
                 learning_rate=learning_rate_at(config, server_round),
                 local_steps=config.local_steps, seed=round_seed(config.seed, server_round, group),
             )  # fmt: skip
+            share = weights[group] / sum(weights[other] for other in drawn)
             for name, value in predictor.state_dict().items():
-                total[name] += weight * value
+                total[name] += share * value
         predictor.load_state_dict(total)
         on_round(server_round, predictor)
     return predictor
@@ -76,6 +79,14 @@ def local_only(
     return [
         federated(replace(workspace, seen=(group,)), config, on_round) for group in workspace.seen
     ]
+
+
+def drawn_groups(groups: tuple[str, ...], config: RunConfig, server_round: int) -> tuple[str, ...]:
+    """Return the groups that train in a round, as many of them as FedAvg would draw."""
+    number = int(len(groups) * config.strategy_kwargs.get("fraction_train", 1.0))
+    rng = np.random.default_rng(round_seed(config.seed, server_round, "drawn groups"))
+    chosen = rng.choice(len(groups), max(number, 1), replace=False)
+    return tuple(groups[i] for i in sorted(chosen))
 
 
 def _weights(workspace: Workspace, config: RunConfig) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -53,7 +53,7 @@ class Comparator:
         Learns what there is to learn, calling back after each of `ticks` parts; returns what
         predicts. Of several, the scores are averaged.
     rounds, steps : int
-        Rounds of communication, and optimiser steps that change anything; 0: none.
+        Rounds of communication, and optimiser steps; 0: none.
     ticks : int
     """
 
@@ -148,14 +148,12 @@ def _trained(name: str, workspace: Workspace, train: Train) -> Comparator:
         return [partial(predict_targets, predictor.eval()) for predictor in predictors]
 
     rounds = config.num_server_rounds
-    # Ours trains no gradient step in the first round: there is nothing to mix yet.
-    moving = rounds - (config.architecture == "pluralistic")
     return Comparator(
         name=name,
         workspace=workspace,
         fit=fit,
         rounds=rounds if train is baselines.federated else 0,
-        steps=moving * config.local_steps,
+        steps=rounds * config.local_steps,
         ticks=rounds * (len(workspace.seen) if train is baselines.local_only else 1),
     )
 
@@ -177,6 +175,11 @@ def _scores(
 def _mean(scores: Sequence[SplitScore]) -> SplitScore:
     if len(scores) == 1:
         return scores[0]
-    alignment, _, _, guess, questions = map(float, np.mean([astuple(s) for s in scores], axis=0))
-    # The mean of several intervals' bounds is no interval of the mean.
-    return SplitScore(alignment, math.nan, math.nan, guess, int(questions))
+    # All scored the same targets. The mean of several intervals' bounds is no interval of the mean.
+    return replace(
+        scores[0],
+        alignment=float(np.mean([s.alignment for s in scores])),
+        alignment_offered=float(np.mean([s.alignment_offered for s in scores])),
+        low=math.nan,
+        high=math.nan,
+    )

@@ -26,6 +26,7 @@ class RunConfig:
     unseen_groups: str
     unseen_fraction: float
     on_bad_row: Literal["auto", "raise", "skip"]
+    zeros: Literal["answers", "not-offered"]
     validation_fraction: float
     test_fraction: float
     synthetic_groups: int
@@ -133,7 +134,7 @@ class RunConfig:
 
     def _validate(self) -> None:
         at_least: dict[str, float] = {
-            "synthetic_groups": 2, "synthetic_questions": 2, "synthetic_respondents": 1,
+            "synthetic_groups": 0, "synthetic_questions": 2, "synthetic_respondents": 1,
             "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "local_steps": 1,
             "question_features": 2, "factors": 1, "batch_questions": 1,
             "weight_decay": 0, "gradient_clip": 0, "context_min": 0, "target_min": 1,
@@ -155,6 +156,12 @@ class RunConfig:
         )
         ratio = self.max_update_ratio
         _require(ratio == 0 or ratio > 1, "max_update_ratio", ratio, "0 or above 1")
+        if self.early_stopping_patience and not self.validation_fraction:
+            raise ConfigError(
+                f"early-stopping-patience = {self.early_stopping_patience}: needs validation "
+                "questions, but every question trains or is a test question. Set "
+                "validation-fraction above 0 (for example 0.1), or early-stopping-patience = 0."
+            )
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         _require(self.width % self.heads == 0, "width", self.width,
                  f"a multiple of heads ({self.heads})")  # fmt: skip

@@ -26,7 +26,7 @@ from pluralllm_fl.evaluation import (
 from pluralllm_fl.inference import require_same_embedding, run_config
 from pluralllm_fl.metrics import ordinal_alignment
 from pluralllm_fl.predictor import PreferencePredictor
-from pluralllm_fl.references import reference_alignment, seen_mean, uniform
+from pluralllm_fl.references import references_by_side
 from pluralllm_fl.runs import read_json
 from pluralllm_fl.workspace import Workspace, open_workspace
 
@@ -70,7 +70,6 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
 
     points = [own(size) for size in sizes]
     wrong = _by_side(workspace, partial(wrong_alignment, predictor, workspace, size=n))
-    ceiling = workspace.dataset.ceiling
     return {
         "context_sizes": sizes,
         "context_curve": {
@@ -80,13 +79,9 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
         "context_gain": _difference(own(n), own(0)),
         "wrong_context": _difference(own(n), wrong),
         "ordinal_alignment": _by_side(workspace, partial(_ordinal, predictor, workspace)),
-        "references": {
-            "uniform": _by_side(workspace, partial(reference_alignment, workspace, uniform)),
-            "seen_mean": _by_side(
-                workspace, partial(reference_alignment, workspace, seen_mean(workspace))
-            ),
-            "ceiling": _by_side(workspace, lambda g: float(ceiling[g])) if ceiling else None,
-        },
+        "references": references_by_side(
+            workspace, {"seen": workspace.seen, "unseen": workspace.unseen}
+        ),
         "examples": _examples(predictor, workspace),
     }
 

@@ -12,9 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.preferences import GroupPreferences, Question, QuestionSplit, question_split
+from pluralllm_fl.preferences import (
+    BoolArray,
+    GroupPreferences,
+    Question,
+    QuestionSplit,
+    question_split,
+)
 
 IntArray = NDArray[np.int64]
+
+# Logit of an option that was not offered: its probability is exactly 0, yet 0 times this is finite.
+NOT_OFFERED = -1e30
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class QuestionBatch:
         Number of options of each question.
     distribution : Tensor, shape (N,), or None
         The group's probabilities, where known.
+    offered : Tensor of bool, shape (N,), or None
+        Which options the group was offered; None: all.
     """
 
     embedding: Tensor
@@ -40,6 +51,7 @@ class QuestionBatch:
     position: Tensor
     size: Tensor
     distribution: Tensor | None = None
+    offered: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.size)
@@ -64,13 +76,20 @@ class QuestionBatch:
         return padded[self.question, self.position]
 
     def log_softmax(self, logits: Tensor) -> Tensor:
-        """Normalise logits (N,) within each question."""
+        """Normalise logits (N,) within each question, over the options offered."""
+        if self.offered is not None:
+            logits = logits.masked_fill(~self.offered, NOT_OFFERED)
         padded = self.pad(logits).masked_fill(~self.mask, -torch.inf)
         return self.flatten(padded.log_softmax(dim=1))
 
     @classmethod
     def build(
-        cls, vectors: Tensor, first_row: IntArray, size: IntArray, distribution: Tensor | None
+        cls,
+        vectors: Tensor,
+        first_row: IntArray,
+        size: IntArray,
+        distribution: Tensor | None,
+        offered: Tensor | None = None,
     ) -> Self:
         """Gather questions whose options lie in consecutive rows of `vectors`.
 
@@ -80,7 +99,7 @@ class QuestionBatch:
             The embedding table.
         first_row, size : ndarray of int, shape (Q,)
             First row and number of options of each question.
-        distribution : Tensor, shape (N,), or None
+        distribution, offered : Tensor, shape (N,), or None
         """
         question = np.repeat(np.arange(len(size)), size)
         position = np.arange(len(question)) - np.repeat(np.cumsum(size) - size, size)
@@ -92,6 +111,7 @@ class QuestionBatch:
             torch.from_numpy(position).to(device),
             torch.from_numpy(size).to(device),
             None if distribution is None else distribution.to(device),
+            None if offered is None else offered.to(device),
         )
 
     def pick(self, questions: IntArray) -> tuple[Self, Tensor]:
@@ -111,11 +131,12 @@ class QuestionBatch:
             self.position[kept],
             self.size[questions],
             None if self.distribution is None else self.distribution[kept],
+            None if self.offered is None else self.offered[kept],
         )
 
     def without_answers(self) -> Self:
-        """Return the same questions without the distributions."""
-        return replace(self, distribution=None)
+        """Return the same questions, with nothing that is known of the group."""
+        return replace(self, distribution=None, offered=None)
 
 
 def option_rows(first_row: IntArray, size: IntArray) -> IntArray:
@@ -141,6 +162,8 @@ class GroupTable:
         ``train``, ``validation`` or ``test``.
     distribution : ndarray of float32, shape (N,)
         All answers, flat.
+    offered : ndarray of bool, shape (N,), or None
+        Which options the group was offered; None: nothing is stated, for any question.
     vectors : Tensor, shape (rows, embedding dim)
         The embedding table; one tensor a process, shared by all groups.
     """
@@ -151,6 +174,7 @@ class GroupTable:
     size: IntArray
     split: NDArray[np.str_]
     distribution: NDArray[np.float32]
+    offered: BoolArray | None
     vectors: Tensor
 
     @classmethod
@@ -175,6 +199,7 @@ class GroupTable:
             np.array([len(q.options) for q in questions], dtype=np.int64),
             np.array(splits, dtype=np.str_),
             np.concatenate(answers).astype(np.float32) if answers else np.zeros(0, np.float32),
+            _offered(preferences),
             vectors,
         )
 
@@ -187,27 +212,46 @@ class GroupTable:
 
     def fold(self, questions: IntArray, share: float) -> IntArray:
         """Return about this share of the questions: the same in any run, others in each group."""
-        draws = [
-            int(hashlib.sha256(f"fold\0{self.group}\0{self.questions[i].id}".encode()).hexdigest()[:13], 16)
-            for i in questions
-        ]
+        texts = (f"fold\0{self.group}\0{self.questions[i].id}" for i in questions)
+        draws = [int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) for text in texts]
         chosen: IntArray = questions[np.array(draws, dtype=np.float64) / 16**13 < share]
         return chosen
 
     def answers(self, questions: Sequence[int] | IntArray) -> NDArray[np.float32]:
         """Return the distributions of questions by index, flat."""
-        index = np.asarray(questions, dtype=np.int64)
-        starts = (np.cumsum(self.size) - self.size)[index]
-        found: NDArray[np.float32] = self.distribution[option_rows(starts, self.size[index])]
+        found: NDArray[np.float32] = self.distribution[self._options(questions)]
         return found
 
+    def offers(self, questions: Sequence[int] | IntArray) -> BoolArray | None:
+        """Return which options of questions by index were offered, flat; None: all."""
+        return None if self.offered is None else self.offered[self._options(questions)]
+
     def batch(self, questions: Sequence[int] | IntArray) -> QuestionBatch:
-        """Gather questions (with the group's answers) by index."""
+        """Gather questions (with the group's answers and what it was offered) by index."""
         index = np.asarray(questions, dtype=np.int64)
-        distribution = torch.from_numpy(self.answers(index))
+        offered = self.offers(index)
         return QuestionBatch.build(
-            self.vectors, self.first_row[index], self.size[index], distribution
+            self.vectors,
+            self.first_row[index],
+            self.size[index],
+            torch.from_numpy(self.answers(index)),
+            None if offered is None else torch.from_numpy(offered),
         )
+
+    def _options(self, questions: Sequence[int] | IntArray) -> IntArray:
+        """Return the places of the options of questions by index."""
+        index = np.asarray(questions, dtype=np.int64)
+        starts = (np.cumsum(self.size) - self.size)[index]
+        return option_rows(starts, self.size[index])
+
+
+def _offered(preferences: GroupPreferences) -> BoolArray | None:
+    """Lay out what a group was offered, flat: all options of a question where nothing is stated."""
+    if not preferences.offered:
+        return None
+    return np.concatenate(
+        [preferences.offered.get(q, np.ones(len(q.options), bool)) for q in preferences.answers]
+    )
 
 
 @dataclass(frozen=True, slots=True)

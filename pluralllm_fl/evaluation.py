@@ -16,9 +16,11 @@ from pluralllm_fl.metrics import (
     alignment,
     bootstrap_interval,
     group_block,
+    restrict,
     uniform_like,
 )
 from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.preferences import BoolArray
 
 EvaluationSplit = Literal["all", "train", "validation", "test"]
 EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = ("all", "train", "validation", "test")
@@ -29,15 +31,20 @@ class SplitScore:
     """A group's scores on one split of questions.
 
     `alignment` and `uniform` are means over the target questions, `low` and `high` bound the
-    95% bootstrap interval of the alignment (NaN: there is none); all are 0 if there are no
-    `questions`.
+    95% bootstrap interval of the alignment (NaN: there is none). `alignment_offered` is the
+    alignment that the same predictions have if the options offered are known; where nothing is
+    stated of them it is the alignment. All are 0 if there are no `questions`.
     """
 
     alignment: float
+    alignment_offered: float
     low: float
     high: float
     uniform: float
     questions: int
+
+
+NO_SCORE = SplitScore(0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +52,28 @@ class Targets:
     """Predicted and true distributions over target questions.
 
     `predicted` and `true` are flat, shape (N,); `question` (N,) maps options to 0..Q-1 and
-    `index` (Q,) maps these to the group table.
+    `index` (Q,) maps these to the group table. `offered` (N,) says which options the group was
+    offered (None: all); the predictions were made without it.
     """
 
     index: IntArray
     predicted: FloatArray
     true: FloatArray
     question: IntArray
+    offered: BoolArray | None
 
     @property
     def alignment(self) -> FloatArray:
         """Alignment score of every question, shape (Q,)."""
         return alignment(self.predicted, self.true, self.question)
+
+    @property
+    def alignment_offered(self) -> FloatArray:
+        """Alignment score of every question if the options offered are known, shape (Q,)."""
+        if self.offered is None:
+            return self.alignment
+        known = restrict(self.predicted, self.offered, self.question)
+        return alignment(known, self.true, self.question)
 
 
 # A group's table, its context and target questions -> its predicted targets.
@@ -105,17 +122,25 @@ def predict_targets(
 def beside_answers(predicted: FloatArray, table: GroupTable, targets: IntArray) -> Targets:
     """Put predicted distributions (flat, in the order of `targets`) beside the group's answers."""
     question = np.repeat(np.arange(len(targets)), table.size[targets])
-    return Targets(targets, predicted, table.answers(targets).astype(np.float64), question)
+    true = table.answers(targets).astype(np.float64)
+    return Targets(targets, predicted, true, question, table.offers(targets))
 
 
 def score_targets(targets: Targets) -> SplitScore:
     """Summarise per-question alignment into mean, interval and uniform reference."""
     if not len(targets.index):
-        return SplitScore(0.0, 0.0, 0.0, 0.0, 0)
+        return NO_SCORE
     scores = targets.alignment
     low, high = bootstrap_interval(scores, seed=0)
     uniform = alignment(uniform_like(targets.question), targets.true, targets.question)
-    return SplitScore(float(scores.mean()), low, high, float(uniform.mean()), len(scores))
+    return SplitScore(
+        alignment=float(scores.mean()),
+        alignment_offered=float(targets.alignment_offered.mean()),
+        low=low,
+        high=high,
+        uniform=float(uniform.mean()),
+        questions=len(scores),
+    )
 
 
 def evaluate_group(
@@ -147,11 +172,13 @@ def split_blocks(
     -------
     dict or None
         The block over all questions, with the same over test questions under
-        ``test_questions`` (None if no group has any); None if no group has a question.
+        ``test_questions`` and over training questions under ``trained_questions`` (each None if
+        no group has any); None if no group has a question.
     """
     block = _block({group: score["all"] for group, score in scores.items()})
     if block is not None:
-        block["test_questions"] = _block({group: score["test"] for group, score in scores.items()})
+        block["test_questions"] = _block({g: score["test"] for g, score in scores.items()})
+        block["trained_questions"] = _block({g: score["train"] for g, score in scores.items()})
     return block
 
 
@@ -159,9 +186,11 @@ def _block(scores: Mapping[str, SplitScore]) -> dict[str, Any] | None:
     held = {group: score for group, score in scores.items() if score.questions}
     if not held:
         return None
-    return group_block(
+    block = group_block(
         {g: s.alignment for g, s in held.items()},
         {g: s.questions for g, s in held.items()},
         {g: s.uniform for g, s in held.items()},
         {g: (s.low, s.high) for g, s in held.items() if not math.isnan(s.low)},
     )
+    offered = [s.alignment_offered for s in held.values()]
+    return block | {"alignment_offered": sum(offered) / len(offered)}

@@ -1,6 +1,7 @@
-"""Values as text: durations for people, run configs for Flower."""
+"""Values as text and out of JSON: durations for people, run configs for Flower."""
 
 import json
+import math
 from collections.abc import Mapping
 
 from pluralllm_fl.config import Value
@@ -19,3 +20,10 @@ def toml(values: Mapping[str, Value]) -> str:
     """Write plain keys and values as TOML: like JSON, but that DEL must be escaped."""
     text = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
     return "".join(text).replace("\x7f", "\\u007f")
+
+
+def number(value: object) -> float | None:
+    """Return a finite number out of JSON, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

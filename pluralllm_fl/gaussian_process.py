@@ -6,7 +6,8 @@ from torch import Tensor
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.features import question_mean
 
-NEWTON_STEPS = 7
+NEWTON_STEPS = 7  # of conditioning
+LATENT_STEPS = 12  # of `latent`, which costs little
 LONGEST_STEP = 2.0  # in logits
 
 
@@ -77,7 +78,7 @@ def condition(
 
 @torch.no_grad()
 def latent(answers: QuestionBatch, mean: Tensor, factors: Tensor, evidence: float) -> Tensor:
-    """Locate a group among the factors: the mode of z in ``logits = mean + factors z``, z ~ N(0, I).
+    """Locate a group among the factors: the mode of z ~ N(0, I) in ``logits = mean + factors z``.
 
     Parameters
     ----------
@@ -96,11 +97,13 @@ def latent(answers: QuestionBatch, mean: Tensor, factors: Tensor, evidence: floa
     assert answers.distribution is not None
     z = factors.new_zeros(factors.shape[1])
     identity = torch.eye(len(z), device=z.device, dtype=z.dtype)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(LATENT_STEPS):
         p = answers.log_softmax(mean + factors @ z).exp()
         expected = question_mean(factors * p[:, None], answers) * answers.size[:, None]
         away = factors - expected[answers.question]
         curvature = identity + evidence * (away * p[:, None]).T @ away
         slope = evidence * factors.T @ (answers.distribution - p) - z
-        z = z + torch.linalg.solve(curvature, slope)
+        step = torch.linalg.solve(curvature, slope)
+        move = (factors @ step).abs().max()
+        z = z + (LONGEST_STEP / move.clamp(min=1e-12)).clamp(max=1.0) * step
     return z

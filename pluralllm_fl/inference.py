@@ -7,9 +7,9 @@
 array([0.41, 0.59])
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,11 +25,13 @@ from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
 from pluralllm_fl.evaluation import evaluate_group, split_blocks
 from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.predictor import PreferencePredictor
-from pluralllm_fl.preferences import Question
+from pluralllm_fl.preferences import BoolArray, Question
+from pluralllm_fl.references import references_by_side
 from pluralllm_fl.runs import read_json
-from pluralllm_fl.workspace import open_workspace
+from pluralllm_fl.workspace import for_nodes, is_elastic, open_workspace
 
 Answers = Mapping[tuple[str, tuple[str, ...]], Sequence[float]]
+Offered = Mapping[tuple[str, tuple[str, ...]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,16 @@ class ConditionedGroup:
     pluralist: "Pluralist"
     context: tuple[Tensor, ...]
 
-    def predict(self, question: str, options: Sequence[str]) -> FloatArray:
+    def predict(
+        self, question: str, options: Sequence[str], offered: Sequence[str] | None = None
+    ) -> FloatArray:
         """Return the predicted distribution over the options.
+
+        Parameters
+        ----------
+        offered : sequence of str, optional
+            The options that the group can choose from, where it lacks some that others have: the
+            rest get exactly 0. The predictor reads all `options`, as it did in training.
 
         Raises
         ------
@@ -48,9 +58,11 @@ class ConditionedGroup:
             For fewer than two options, empty or repeated ones, or an empty question.
         """
         asked = checked_question(question, options)
-        predictor = self.pluralist.predictor
+        batch = self.pluralist.batch([asked])
+        if offered is not None:
+            batch = replace(batch, offered=torch.from_numpy(offered_mask(asked, offered)))
         with torch.no_grad():
-            score = predictor.score(self.context, self.pluralist.batch([asked]))
+            score = self.pluralist.predictor.score(self.context, batch)
         return score.log_probability.exp().double().numpy()
 
 
@@ -87,8 +99,17 @@ class Pluralist:
         embedder.load()
         return cls(predictor, embedder)
 
-    def condition(self, answers: Answers) -> ConditionedGroup:
-        """Read a group's answers, {(question, options): distribution}; may be empty."""
+    def condition(self, answers: Answers, offered: Offered | None = None) -> ConditionedGroup:
+        """Read a group's answers, {(question, options): distribution}; may be empty.
+
+        `offered`, {(question, options): options offered}, names those that the group could choose
+        from, of the questions where it lacked some: the zeros of the rest say nothing of it.
+
+        Raises
+        ------
+        ConfigError
+            For answers that are none, or to options that were not offered.
+        """
         questions = [checked_question(text, options) for text, options in answers]
         distributions = [np.asarray(p, dtype=np.float64) for p in answers.values()]
         for question, p in zip(questions, distributions, strict=True):
@@ -100,6 +121,12 @@ class Pluralist:
                 )
         shares = [(p / p.sum()).astype(np.float32) for p in distributions]
         batch = self.batch(questions, shares) if questions else None
+        if batch is not None and offered:
+            held = [
+                offered_mask(question, offered.get(key, question.options), p)
+                for key, question, p in zip(answers, questions, distributions, strict=True)
+            ]
+            batch = replace(batch, offered=torch.from_numpy(np.concatenate(held)))
         with torch.no_grad():
             return ConditionedGroup(self, self.predictor.encode_context(batch))
 
@@ -129,6 +156,31 @@ def checked_question(text: str, options: Sequence[str]) -> Question:
     return Question(text, tuple(options))
 
 
+def offered_mask(
+    question: Question, offered: Sequence[str], shares: FloatArray | None = None
+) -> BoolArray:
+    """Mark the options offered, shape (options,).
+
+    Raises
+    ------
+    ConfigError
+        If they are fewer than two, none of the options, or lack one that has a share.
+    """
+    if unknown := [text for text in offered if text not in question.options]:
+        raise ConfigError(
+            f"'{unknown[0]}' is offered, but is none of the options of '{question.text}': "
+            f"{list(question.options)}.{nearest(unknown[0], question.options)}"
+        )
+    mask = np.array([option in offered for option in question.options])
+    if mask.sum() < 2:
+        raise ConfigError(f"At least two options of '{question.text}' must be offered.")
+    if shares is not None and (shares[~mask] > 0).any():
+        raise ConfigError(
+            f"The answer to '{question.text}' has a share on an option that was not offered."
+        )
+    return mask
+
+
 def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> None:
     """Refuse a language model other than the one that the predictor was trained with."""
     trained = predictor.config.embedding_fingerprint
@@ -143,12 +195,20 @@ def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> 
 def run_config(run: Path) -> RunConfig:
     """Read the run config that a run directory holds.
 
+    Of a generated survey that was made to fit the nodes it has the size and the groups that
+    trained.
+
     Raises
     ------
     ArtefactError
         When run.json is missing or damaged.
     """
-    return RunConfig.from_run_config(_recorded(run, "config", dict))
+    config = RunConfig.from_run_config(_recorded(run, "config", dict))
+    if not is_elastic(config):
+        return config
+    seen = ";".join(_recorded(run, "seen", list))
+    groups = _recorded(run, "dataset", dict).get("groups", {})
+    return replace(for_nodes(config, len(groups)), seen_groups=seen)
 
 
 def _recorded(run: Path, key: str, kind: type) -> Any:
@@ -167,6 +227,7 @@ def predict_distribution(
     question: str,
     options: Sequence[str],
     group: str | None = None,
+    offered: Sequence[str] | None = None,
 ) -> FloatArray:
     """Predict one question, with the answers in a data file as context.
 
@@ -175,20 +236,26 @@ def predict_distribution(
     ConfigError
         When the file holds several groups and `group` names none of them.
     """
-    cache = run_config(run).embedding_cache
+    config = run_config(run)
+    cache = config.embedding_cache
     pluralist = Pluralist.load(run, Path(cache) if cache else None)
     answers: Answers = {}
+    offers: Offered = {}
     if context is not None:
-        held = load_dataset(str(context)).groups
+        held = load_dataset(str(context), zeros=config.zeros).groups
         name = group or (next(iter(held)) if len(held) == 1 else "")
         if name not in held:
             wanted = f"no group '{name}'.{nearest(name, held)}" if name else "several groups."
             raise ConfigError(f"{context} holds {wanted} Name one with --group: {'; '.join(held)}")
-        preferences = held[name].answers
-        answers = {(q.text, q.options): p.tolist() for q, p in preferences.items()}
+        known = held[name]
+        answers = {(q.text, q.options): p.tolist() for q, p in known.answers.items()}
+        offers = {
+            (q.text, q.options): list(compress(q.options, mask))
+            for q, mask in known.offered.items()
+        }
     elif group:
         raise ConfigError(f"--group '{group}' needs --context, a file with the group's answers.")
-    return pluralist.condition(answers).predict(question, options)
+    return pluralist.condition(answers, offers).predict(question, options, offered)
 
 
 def evaluate_run(
@@ -213,8 +280,9 @@ def evaluate_run(
     Returns
     -------
     dict
-        ``{"unseen": block}`` as in summary.json; groups named like one that trained are in a block
-        of their own under ``seen``.
+        ``{"unseen": block, "references": …}`` as in summary.json and diagnostics.json; groups named
+        like one that trained are in a block of their own under ``seen``. Of a data set other than
+        the run's, no question counts as trained, and the marginal is not known.
 
     Raises
     ------
@@ -223,7 +291,7 @@ def evaluate_run(
     """
     trained = run_config(run)
     shown = trained.context_questions if context_questions is None else context_questions
-    config = dataclasses.replace(
+    config = replace(
         trained, dataset=dataset, seen_groups=";".join(groups), unseen_groups="",
         context_questions=shown, device="auto",
     )  # fmt: skip
@@ -233,16 +301,18 @@ def evaluate_run(
     require_same_embedding(predictor, workspace.embedding_fingerprint)
     predictor.to(workspace.vectors.device)
     participants = set(_recorded(run, "seen", list))
-    left_out = participants if dataset == trained.dataset else set()
+    own = dataset == trained.dataset
+    left_out = participants if own else set()
     chosen = groups or tuple(g for g in workspace.groups if g not in left_out)
     if not chosen:
         raise ConfigError(f"Every group of {dataset} took part in training; name some with groups.")
+    draw = trained.seed if seed is None else seed
     scores = {
         group: evaluate_group(
             predictor,
             workspace.table(group),
             context_questions=shown,
-            seed=trained.seed if seed is None else seed,
+            seed=draw,
         )
         for group in chosen
     }
@@ -250,4 +320,13 @@ def evaluate_run(
         "seen": {g: score for g, score in scores.items() if g in participants},
         "unseen": {g: score for g, score in scores.items() if g not in participants},
     }
-    return {side: split_blocks(of_side) for side, of_side in sides.items() if of_side}
+    found: dict[str, Any] = {side: split_blocks(s) for side, s in sides.items() if s}
+    if not own:
+        for block in filter(None, found.values()):
+            block["trained_questions"] = None
+    # The marginal is of the groups that trained, whichever are asked; the targets are those of the
+    # draw. The tables, which the workspaces share, keep the run's split of questions.
+    answered = tuple(sorted(participants & set(workspace.dataset.groups)))
+    of_run = replace(workspace, seen=answered, config=replace(config, seed=draw))
+    found["references"] = references_by_side(of_run, {s: sides[s] for s in found}, marginal=own)
+    return found

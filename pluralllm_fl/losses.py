@@ -16,7 +16,7 @@ def prediction_loss(
     ``cross-entropy`` (−Σ q log p) and ``alignment`` (the Jensen-Shannon distance, 1 − the
     alignment score) are means over questions, in natural log; ``normal-nll`` is the published
     loss: the negative log-likelihood of the probabilities under Normal(predicted probability,
-    exp(log_std)), mean over options.
+    exp(log_std)), mean over the options offered.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def prediction_loss(
     if log_std is None:
         log_std = torch.zeros_like(p)
     nll = ((q - p) / log_std.exp()).square() / 2 + log_std + math.log(2 * math.pi) / 2
-    return nll.mean()
+    return (nll if answers.offered is None else nll[answers.offered]).mean()
 
 
 def js_distance(p: Tensor, q: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pluralllm_fl.errors import PluralLLMError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 def alignment(
@@ -64,9 +65,62 @@ def ordinal_alignment(predicted: FloatArray, true: FloatArray, positions: FloatA
     return float(1.0 - distance / gaps.sum())
 
 
+def restrict(predicted: FloatArray, offered: BoolArray, question: IntArray) -> FloatArray:
+    """Condition distributions on the options offered; uniform over these if they have no mass.
+
+    Parameters
+    ----------
+    predicted, offered, question : ndarray, shape (options,)
+        Probabilities; which options were offered (some of every question); as in `alignment`.
+
+    Returns
+    -------
+    ndarray, shape (options,)
+        Exactly 0 where an option was not offered; sums to 1 in each question.
+    """
+    kept = np.where(offered, predicted, 0.0)
+    kept = np.where(np.bincount(question, weights=kept)[question] == 0, offered, kept)
+    return np.asarray(kept / np.bincount(question, weights=kept)[question], dtype=np.float64)
+
+
 def uniform_like(question: IntArray) -> FloatArray:
     """Return the uniform distribution of every question, flat."""
     return np.asarray(1.0 / np.bincount(question)[question], dtype=np.float64)
+
+
+def noise_floor(
+    shares: FloatArray,
+    respondents: FloatArray,
+    question: IntArray,
+    offered: BoolArray | None = None,
+    *,
+    draws: int = 20,
+) -> FloatArray:
+    """Score that the true distributions themselves can be expected to get against the answers.
+
+    A finite number of people answered, so the shares scatter around the truth. The truth is drawn
+    from what the answers leave open: Dirichlet(counts + 1) over the options offered.
+
+    Parameters
+    ----------
+    shares : ndarray, shape (options,)
+        The answers, each question's summing to 1.
+    respondents : ndarray, shape (Q,)
+        People behind each question's shares.
+    question : ndarray of int, shape (options,)
+        As in `alignment`.
+    offered : ndarray of bool, shape (options,), or None
+        None: all.
+
+    Returns
+    -------
+    ndarray, shape (Q,)
+        Mean of the scores of the drawn truths; the same for every call.
+    """
+    rng = np.random.default_rng(0)
+    counts = shares * respondents[question] + (1 if offered is None else offered)
+    scores = [alignment(rng.standard_gamma(counts), shares, question) for _ in range(draws)]
+    return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
 
 
 def fairness(by_group: ArrayLike) -> dict[str, float]:

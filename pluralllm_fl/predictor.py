@@ -21,7 +21,6 @@ from pluralllm_fl.networks import Network, PredictorConfig
 from pluralllm_fl.published import PublishedNetwork
 from pluralllm_fl.transformer import TransformerNetwork
 
-
 NETWORKS: dict[str, type[Network]] = {
     "transformer": TransformerNetwork,
     "published": PublishedNetwork,

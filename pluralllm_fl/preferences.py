@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pluralllm_fl.errors import ConfigError, nearest
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 QuestionSplit = Literal["train", "validation", "test"]
 Role = Literal["train", "evaluate"]
 
@@ -60,10 +61,18 @@ class GroupPreferences:
         Name of the group.
     answers : mapping of Question to ndarray, shape (options,)
         The group's distribution over the options of each question; each sums to 1.
+    respondents : mapping of Question to float
+        How many people's answers make up each distribution (weighted ones by their effective
+        number); a question is absent where the source does not say.
+    offered : mapping of Question to ndarray of bool, shape (options,)
+        Which options the group's questionnaire offered, for the questions where that is stated:
+        at least two, and every option with a share among them.
     """
 
     group: str
     answers: Mapping[Question, FloatArray]
+    respondents: Mapping[Question, float] = field(default_factory=dict)
+    offered: Mapping[Question, BoolArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -74,11 +83,13 @@ class GroupPreferences:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the group's name and answers."""
+        """Hash of the group's name, answers and, where stated, the options offered."""
         digest = hashlib.sha256(_digest(self.group).encode())
         for question, distribution in self.answers.items():
             digest.update(question.id.encode())
             digest.update(np.round(distribution, 9).astype("<f8").tobytes())
+            if question in self.offered:
+                digest.update(b"offered" + self.offered[question].tobytes())
         return digest.hexdigest()
 
 
@@ -93,8 +104,6 @@ class PreferenceDataset:
     groups : mapping of str to GroupPreferences
     default_seen, default_unseen : tuple of str
         The source's own split of groups; empty when it has none.
-    ceiling : mapping of str to float or None
-        Best alignment that any predictor can expect per group, where known (synthetic data).
     skipped : mapping of str to int
         Rows left out, by reason.
     """
@@ -103,7 +112,6 @@ class PreferenceDataset:
     groups: Mapping[str, GroupPreferences]
     default_seen: tuple[str, ...] = ()
     default_unseen: tuple[str, ...] = ()
-    ceiling: Mapping[str, float] | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,6 +127,19 @@ class PreferenceDataset:
     def fingerprint(self) -> str:
         """Hash of the whole content; independent of the order of files and rows."""
         return _digest(*(group.fingerprint for group in self.groups.values()))
+
+
+def zeros_not_offered(dataset: PreferenceDataset) -> PreferenceDataset:
+    """Read shares of exactly 0 as options that were not offered, where nothing is stated.
+
+    An answer with fewer than two other options stays as it is.
+    """
+
+    def read(group: GroupPreferences) -> GroupPreferences:
+        found = {q: p > 0 for q, p in group.answers.items() if 1 < (p > 0).sum() < len(p)}
+        return replace(group, offered=found | dict(group.offered))
+
+    return replace(dataset, groups={name: read(group) for name, group in dataset.groups.items()})
 
 
 def question_split(

@@ -66,7 +66,7 @@ def ridge_probe(workspace: Workspace) -> Reference:
     matrix = rows.T @ (dual * option)
 
     def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
-        batch = table.batch(targets)
+        batch = table.batch(targets).without_answers()
         biased, option = features(batch, dim)
         scores = ((biased @ matrix)[batch.question] * option).sum(1)
         return _as_array(batch.log_softmax(scores).exp())
@@ -102,7 +102,8 @@ def mlp_probe(workspace: Workspace) -> Reference:
 
     @torch.no_grad()
     def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
-        return _as_array(log_probability(table.batch(targets)).exp())
+        asked = table.batch(targets).without_answers()
+        return _as_array(log_probability(asked).exp())
 
     return predict
 

@@ -5,19 +5,28 @@ oracle read them on held-out questions too, where a predictor has none. A seen g
 asked is left out of its own reference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pluralllm_fl.episodes import GroupTable, IntArray, option_rows
-from pluralllm_fl.evaluation import beside_answers, context_and_targets, score_targets
-from pluralllm_fl.metrics import FloatArray, alignment
+from pluralllm_fl.evaluation import (
+    EvaluationSplit,
+    beside_answers,
+    context_and_targets,
+    score_targets,
+)
+from pluralllm_fl.metrics import FloatArray, alignment, noise_floor
 from pluralllm_fl.preferences import QuestionSplit
+from pluralllm_fl.standing import SPLITS
 from pluralllm_fl.workspace import Workspace
 
 # A group's table, its context and target questions -> shares of the targets' options, flat.
 Reference = Callable[[GroupTable, IntArray, IntArray], FloatArray]
+# A group and a split of its questions -> a score; None: not known.
+Measure = Callable[[str, EvaluationSplit], float | None]
 
 EVERY_SPLIT: tuple[QuestionSplit, ...] = ("train", "validation", "test")
 SHARPNESS = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0)  # tried for the memory
@@ -108,12 +117,75 @@ def nearest_question(workspace: Workspace) -> Reference:
     return predict
 
 
-def reference_alignment(workspace: Workspace, reference: Reference, group: str) -> float:
-    """Score a reference on the questions of the paper's measure."""
-    table, config = workspace.table(group), workspace.config
-    context, targets = context_and_targets(table, "all", config.context_questions, config.seed)
+def reference_alignment(
+    workspace: Workspace, reference: Reference, group: str, split: EvaluationSplit = "all"
+) -> float | None:
+    """Score a reference on the questions that a predictor is scored on; None without any."""
+    table, context, targets = _asked(workspace, group, split)
+    if not len(targets):
+        return None
     predicted = reference(table, context, targets)
     return score_targets(beside_answers(predicted, table, targets)).alignment
+
+
+def group_noise_floor(workspace: Workspace, group: str, split: EvaluationSplit) -> float | None:
+    """Average the noise floor over the questions that a predictor is scored on.
+
+    None without any, or if the source does not say of each how many people answered.
+    """
+    table, _, targets = _asked(workspace, group, split)
+    known = workspace.dataset.groups[group].respondents
+    respondents = [known[q] for i in targets if (q := table.questions[i]) in known]
+    if not respondents or len(respondents) < len(targets):
+        return None
+    question = np.repeat(np.arange(len(targets)), table.size[targets])
+    shares = table.answers(targets).astype(np.float64)
+    offered = table.offers(targets)
+    return float(noise_floor(shares, np.array(respondents), question, offered).mean())
+
+
+def references_by_side(
+    workspace: Workspace, sides: Mapping[str, Iterable[str]], *, marginal: bool = True
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Average marginal and noise floor over the groups of each side, on each kind of questions.
+
+    Parameters
+    ----------
+    sides : mapping of str to iterable of str
+        Side ("seen", "unseen") -> its groups.
+    marginal : bool
+        Whether the seen groups of the workspace answered these questions.
+
+    Returns
+    -------
+    dict
+        Reference -> side -> kind of questions (as in `standing.SPLITS`) -> mean over groups.
+    """
+    measures: dict[str, Measure] = {"noise_floor": partial(group_noise_floor, workspace)}
+    if marginal:
+        measures["marginal"] = partial(reference_alignment, workspace, seen_mean(workspace))
+
+    def mean(measure: Measure, groups: Iterable[str], split: EvaluationSplit) -> float | None:
+        asked = [group for group in groups if len(_asked(workspace, group, split)[2])]
+        values = [value for group in asked if (value := measure(group, split)) is not None]
+        # Of some groups alone it would not be comparable with the predictor's score of all.
+        return float(np.mean(values)) if values and len(values) == len(asked) else None
+
+    return {
+        name: {
+            side: {kind: mean(measure, groups, split) for kind, split in SPLITS.items()}
+            for side, groups in sides.items()
+        }
+        for name, measure in measures.items()
+    }
+
+
+def _asked(
+    workspace: Workspace, group: str, split: EvaluationSplit
+) -> tuple[GroupTable, IntArray, IntArray]:
+    """Return a group's table, and the context and targets that a predictor is scored on."""
+    table, config = workspace.table(group), workspace.config
+    return table, *context_and_targets(table, split, config.context_questions, config.seed)
 
 
 def seen_answers(workspace: Workspace, *splits: QuestionSplit) -> FloatArray:

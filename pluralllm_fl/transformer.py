@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.episodes import EpisodeSampler, GroupTable, IntArray, QuestionBatch
-from pluralllm_fl.features import centred, directions, orthogonal_frequencies, question_mean
+from pluralllm_fl.features import centred, directions, orthogonal_frequencies
 from pluralllm_fl.gaussian_process import condition, covariance, latent
 from pluralllm_fl.losses import prediction_loss
 from pluralllm_fl.networks import Network, PredictorConfig
@@ -29,14 +29,16 @@ MOST_CONTEXT_OPTIONS = 4000  # conditioning solves a dense system: 64 MB a matri
 
 # Logarithms of the covariance's numbers, before training.
 COVARIANCE = {
-    "spread": -0.7,  # variance along the factors; stays
+    "spread": 0.0,  # variance along the factors; stays
     "novelty": 0.0,  # variance between options alike
     "question_scale": 0.0,  # how fast similarity falls with the distance of questions
     "option_scale": 0.0,  # and of options
     "evidence": 3.0,  # respondents that one context answer counts for
 }
-TRIED = 0.125  # share of its training questions on which a node tries the Gaussian process
-COVARIANCE_SPEED = 20.0  # logarithms a unit of the trained parameter
+MOST_QUESTIONS = 4000  # a node trains on so many in a round, others in each
+TRIED = 0.125  # share of its training questions on which a node tries the Gaussian process,
+TRIED_UNTIL = 1 / 3  # in so many of the rounds; then it trains on all
+COVARIANCE_SPEED = 50.0  # logarithms a unit of the trained parameter
 
 
 class Knowledge(NamedTuple):
@@ -78,11 +80,40 @@ class SetBlock(nn.Module):
     def forward(self, x: Tensor, batch: QuestionBatch) -> Tensor:
         """Map (N, width) to (N, width)."""
         parts = batch.pad(self.project(self.norm_attention(x))).chunk(3, dim=2)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        split = (len(batch), batch.longest, self.heads, x.shape[1] // self.heads)
+        q, k, v = (part.reshape(split).transpose(1, 2) for part in parts)
         mask = batch.mask[:, None, None]  # (Q, 1, 1, longest)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.dropout(self.merge(batch.flatten(attended.transpose(1, 2).flatten(2))))
         out: Tensor = x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+        return out
+
+
+class OptionTransformer(nn.Module):
+    """A transformer over the options of one question: (N, inputs) to (N, outputs)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, width: int, layers: int, heads: int, feed_forward: int,
+        dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.LayerNorm(width))
+        self.mix = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
+        self.blocks = nn.ModuleList(
+            [SetBlock(width, heads, feed_forward, dropout) for _ in range(layers)]
+        )
+        # Without biases: what is the same for all options of a question changes nothing.
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, outputs, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def forward(self, tokens: Tensor, batch: QuestionBatch) -> Tensor:
+        """Let the options of each question attend to one another."""
+        x = self.embed(tokens)
+        x = x + self.mix(x)
+        for block in self.blocks:
+            x = block(x, batch)
+        out: Tensor = self.head(self.norm(x))
         return out
 
 
@@ -92,7 +123,7 @@ class TransformerNetwork(Network):
     *Mean.* ``m + R``: a transformer over the options of one question, and a linear function of
     question features times option features, ``R = f(q)ᵀ M [d, s]``.
 
-    *Factors.* The transformer's other outputs F say in which directions groups differ.
+    *Factors.* A second transformer like the first says in which directions F groups differ.
 
     *A group.* Its logits are a Gaussian process around the mean, along the factors and in the
     space of embeddings (`covariance`); the context's answers condition it (Laplace approximation
@@ -125,22 +156,11 @@ class TransformerNetwork(Network):
     ) -> None:
         super().__init__()
         self.dimension = dimension
+        shape = (width, layers, heads, feed_forward, dropout)
         self.linear = nn.Parameter(torch.zeros(1 + dimension + question_features, 2 * dimension))
-        self.embed = nn.Sequential(
-            nn.LayerNorm(4 * dimension),
-            nn.Dropout(dropout),
-            nn.Linear(4 * dimension, width),
-            nn.GELU(),
-            nn.LayerNorm(width),
-        )
-        self.mix = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
-        self.blocks = nn.ModuleList(
-            [SetBlock(width, heads, feed_forward, dropout) for _ in range(layers)]
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 1 + factors)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.mean = OptionTransformer(4 * dimension, 1, *shape)
+        self.factors = OptionTransformer(4 * dimension, factors, *shape)
+        self.dropout = nn.Dropout(dropout)
         self.covariance = nn.Parameter(torch.zeros(len(COVARIANCE)))
         # Part of the architecture, never sent.
         frequencies = QUESTION_SCALE * orthogonal_frequencies(question_features // 2, dimension)
@@ -170,17 +190,11 @@ class TransformerNetwork(Network):
         question, deviation = directions(batch, self.dimension)
         asked = question[batch.question]
         option = F.normalize(batch.embedding[:, -self.dimension :], dim=1)
-        x = torch.cat(
-            [4 * asked, 4 * option, 8 * centred(option, batch), 32 * asked * centred(option, batch)],
-            dim=1,
-        )
-        x = self.embed(x)
-        x = x + self.mix(x)
-        for block in self.blocks:
-            x = block(x, batch)
-        mean, *factors = self.head(self.norm(x)).split([1, self.head.out_features - 1], dim=1)
-        mean = mean[:, 0] + self._linear(batch, question, deviation)
-        return Knowledge(centred(mean, batch), *factors, asked, deviation)
+        apart = centred(option, batch)
+        tokens = torch.cat([4 * asked, 4 * option, 8 * apart, 32 * asked * apart], dim=1)
+        tokens = self.dropout(F.layer_norm(tokens, tokens.shape[1:]))
+        mean = self.mean(tokens, batch)[:, 0] + self._linear(batch, question, deviation)
+        return Knowledge(centred(mean, batch), self.factors(tokens, batch), asked, deviation)
 
     def _linear(self, batch: QuestionBatch, question: Tensor, deviation: Tensor) -> Tensor:
         """Return ``f(q)ᵀ M [d, s]``, shape (N,)."""
@@ -203,8 +217,8 @@ class TransformerNetwork(Network):
             coefficient in the posterior mean (C,).
         """
         if context is None or not len(context):
-            empty = self.head.weight.new_zeros(0, self.dimension)
-            factors = empty.new_zeros(0, self.head.out_features - 1)
+            empty = self.linear.new_zeros(0, self.dimension)
+            factors = empty.new_zeros(0, self.factors.head.out_features)
             return empty, empty, factors, empty[:, 0]
         context = _at_most(context, MOST_CONTEXT_OPTIONS)
         return self._condition(context, self.know(context))
@@ -227,7 +241,12 @@ class TransformerNetwork(Network):
         from it.
         """
         pool = table.members("train")
-        tried = np.isin(pool, table.fold(pool, TRIED))
+        if len(pool) > MOST_QUESTIONS:
+            pool = rng.choice(pool, MOST_QUESTIONS, replace=False)
+        early = server_round <= max(2, config.num_server_rounds * TRIED_UNTIL)
+        tried = np.isin(pool, table.fold(pool, TRIED if early else 0.0))
+        if tried.all():
+            tried[0] = False
         trained, held = pool[~tried], pool[tried]
         batch, trial = table.batch(trained), table.batch(held)
         with torch.no_grad():

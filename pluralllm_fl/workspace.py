@@ -18,6 +18,7 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import FloatArray, PreferenceDataset, Role, split_groups
 
 Progress = Callable[[int, int], None]
+SURVEY_GROUPS = 8  # of the generated survey, if there are not more nodes
 RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 
 
@@ -86,15 +87,42 @@ class Workspace:
         return self._tables[group]
 
 
+def is_elastic(config: RunConfig) -> bool:
+    """Tell whether any number of simulated nodes will do: the generated survey fits them."""
+    return config.dataset == "synthetic" and not (
+        config.synthetic_groups or config.seen or config.unseen
+    )
+
+
+def for_nodes(config: RunConfig, nodes: int) -> RunConfig:
+    """Give an elastic survey a group for every node, and `SURVEY_GROUPS` in any case."""
+    if not is_elastic(config):
+        return config
+    return replace(config, synthetic_groups=max(SURVEY_GROUPS, nodes))
+
+
+def held_by_nodes(workspace: Workspace, nodes: int) -> tuple[str, ...]:
+    """Return the groups of an elastic survey that so many nodes hold, seen ones first.
+
+    With fewer nodes than groups both roles keep their share, but two nodes train before one is
+    left to a group that does not.
+    """
+    unseen = min(round(workspace.config.unseen_fraction * nodes), max(nodes - 2, 0))
+    seen = workspace.seen[: nodes - unseen]
+    return seen + workspace.unseen[: nodes - len(seen)]
+
+
 def read_dataset(config: RunConfig) -> PreferenceDataset:
     """Load the data set that a config names."""
     spec = SyntheticSpec(
-        groups=config.synthetic_groups,
+        groups=config.synthetic_groups or SURVEY_GROUPS,
         questions=config.synthetic_questions,
         respondents=config.synthetic_respondents,
         seed=config.seed,
     )
-    return load_dataset(config.dataset, on_bad_row=config.on_bad_row, synthetic=spec)
+    return load_dataset(
+        config.dataset, on_bad_row=config.on_bad_row, zeros=config.zeros, synthetic=spec
+    )
 
 
 def text_embedder(config: RunConfig) -> TextEmbedder:

@@ -30,11 +30,13 @@ def write_run(
     seen: tuple[str, ...] = SEEN,
     unseen: tuple[str, ...] = UNSEEN,
     diagnostics: bool = True,
+    held_out: bool = True,
+    warnings: tuple[str, ...] = (),
     **config: Any,
 ) -> Path:
     """Write run.json, metrics.jsonl and, for a completed run, summary.json and diagnostics.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    truth = _Truth(seen, unseen)
+    truth = _Truth(seen, unseen, held_out=held_out)
     finished = None if status == "running" else "2026-03-01T10:19:41+00:00"
     error = "Round 12: 1 good reply, 2 needed, after 2 retries." if status == "failed" else None
     record = {
@@ -54,11 +56,13 @@ def write_run(
     if status == "completed":
         summary = {
             "status": status, "rounds": rounds, "wall_seconds": 432.4, "bytes_up": 706_000_000,
-            "bytes_down": 1_412_000_000, **truth.blocks(rounds),
+            "bytes_down": 1_412_000_000, "warnings": list(warnings), **truth.blocks(rounds),
         }  # fmt: skip
         write_json(folder / "summary.json", summary)
         if diagnostics:
-            write_json(folder / "diagnostics.json", _diagnostics(seen[0], unseen))
+            write_json(
+                folder / "diagnostics.json", _diagnostics(seen[0], unseen, held_out=held_out)
+            )
     return folder
 
 
@@ -69,7 +73,8 @@ def write_json(path: Path, content: object) -> None:
 class _Truth:
     """Scores that rise from uniform to each group's own plateau."""
 
-    def __init__(self, seen: tuple[str, ...], unseen: tuple[str, ...]) -> None:
+    def __init__(self, seen: tuple[str, ...], unseen: tuple[str, ...], *, held_out: bool) -> None:
+        self.held_out = held_out
         self.rng = np.random.default_rng(7)
         self.sides = {"seen": seen, "unseen": unseen}
         self.uniform = {g: 0.65 + self.rng.normal(0, 0.015) for g in seen + unseen}
@@ -79,22 +84,27 @@ class _Truth:
         self.drawn: dict[int, dict[str, Any]] = {}
 
     def blocks(self, at: int) -> dict[str, Any]:
+        held_out = self.held_out
         if at not in self.drawn:
             self.drawn[at] = {
-                s: {**self._block(names, at, 0.0), "test_questions": self._block(names, at, 0.02)}
+                s: {
+                    **self._block(names, at, 0.005, 900),
+                    "test_questions": self._block(names, at, 0.03, 90) if held_out else None,
+                    "trained_questions": self._block(names, at, 0.0, 720 if held_out else 900),
+                }
                 for s, names in self.sides.items()
                 if names
             }
         return self.drawn[at]
 
-    def _block(self, names: tuple[str, ...], at: int, harder: float) -> dict[str, Any]:
+    def _block(self, names: tuple[str, ...], at: int, harder: float, asked: int) -> dict[str, Any]:
         progress = 1 - np.exp(-at / 6)
         score = {
             g: float(self.uniform[g] + (self.plateau[g] - harder - self.uniform[g]) * progress)
             + float(self.rng.normal(0, 0.002))
             for g in names
         }
-        questions = {g: 900 + 17 * i for i, g in enumerate(names)}
+        questions = {g: asked + 17 * i for i, g in enumerate(names)}
         ends = {g: (s - 0.011, s + 0.010) for g, s in score.items()}
         return group_block(score, questions, self.uniform, ends)
 
@@ -135,10 +145,14 @@ class _Truth:
                 "validation_alignment": 0.8}  # fmt: skip
 
 
-def _diagnostics(known: str, unseen: tuple[str, ...]) -> dict[str, Any]:
+def _diagnostics(known: str, unseen: tuple[str, ...], *, held_out: bool) -> dict[str, Any]:
     sizes = [0, 1, 2, 5, 10, 20, 50]
     few, many = (unseen or (known,))[0], (unseen or (known,))[-1]
     scale = ["Very satisfied", "Somewhat satisfied", "Not too satisfied", "Not at all satisfied"]
+
+    def new(value: float) -> float | None:
+        return value if held_out else None
+
     leaders = [f"Leader number {i + 1} of a long list of candidates" for i in range(16)]
     return {
         "context_sizes": sizes,
@@ -149,9 +163,14 @@ def _diagnostics(known: str, unseen: tuple[str, ...]) -> dict[str, Any]:
         "context_gain": {"seen": 0.012, "unseen": 0.017},
         "wrong_context": {"seen": 0.021, "unseen": 0.019},
         "references": {
-            "uniform": {"seen": 0.652, "unseen": 0.649},
-            "seen_mean": {"seen": 0.848, "unseen": 0.820},
-            "ceiling": {"seen": 0.934, "unseen": 0.931},
+            "marginal": {
+                "seen": {"new": new(0.848), "trained": 0.847, "all": 0.848},
+                "unseen": {"new": new(0.821), "trained": 0.820, "all": 0.820},
+            },
+            "noise_floor": {
+                "seen": {"new": new(0.934), "trained": 0.935, "all": 0.935},
+                "unseen": {"new": new(0.931), "trained": 0.932, "all": 0.932},
+            },
         },
         "examples": [
             {"rank": "best", "group": many, "alignment": 0.985, "options": ["Yes", "No"],

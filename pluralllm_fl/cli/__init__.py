@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pluralllm_fl import __version__
+from pluralllm_fl.cli.audit import audit
 from pluralllm_fl.cli.baselines import baselines
 from pluralllm_fl.cli.bench import bench
 from pluralllm_fl.cli.deploy import deploy
@@ -43,6 +44,7 @@ app.command()(baselines)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(report)
+app.command()(audit)
 app.command(context_settings={"ignore_unknown_options": True})(bench)
 data.command()(check)
 deploy.command()(run)

@@ -17,7 +17,7 @@ from pluralllm_fl.formats import duration
 
 # What the published recipe shares with ours: data, splits and machine, nothing that is learned.
 SHARED = (
-    "dataset", "seen-groups", "unseen-groups", "unseen-fraction", "on-bad-row",
+    "dataset", "seen-groups", "unseen-groups", "unseen-fraction", "on-bad-row", "zeros",
     "validation-fraction", "test-fraction", "synthetic-groups", "synthetic-questions",
     "synthetic-respondents", "embedding-model", "embedding-cache", "context-questions", "seed",
     "device",

@@ -24,6 +24,8 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "transfer": (*_QUALITY, "--survey"),
     "ablation": _QUALITY,
     "embedders": (*_QUALITY, "--models"),
+    "dialogues": ("--dialogues", "--split", "--seeds", "--processes", "--set"),
+    "demo": ("--seeds", "--processes", "--set"),
     "figures": (),
 }
 ALL = "all"
@@ -38,8 +40,8 @@ def bench(
 ) -> None:
     """Run a benchmark of the source tree, or all of them in order.
 
-    `all` needs --dataset FILE (GlobalOpinionQA) and --survey FILE (OpinionQA), and hands each
-    benchmark the options that it takes.
+    `all` needs --dataset FILE (GlobalOpinionQA), --survey FILE (OpinionQA) and --dialogues FILE
+    (Global Dialogues), and hands each benchmark the options that it takes.
     """
     folder = app_directory() / "benchmarks"
     if name not in (*SCRIPTS, ALL):
@@ -95,7 +97,7 @@ def _by_script(options: list[str]) -> dict[str, list[str]]:
             raise ConfigError(f"bench {ALL} takes options only, not '{word}'.")
         else:
             values[flag].append(word)
-    for needed in ("--dataset", "--survey"):
+    for needed in ("--dataset", "--survey", "--dialogues"):
         if not values.get(needed):
             raise ConfigError(f"bench {ALL} needs {needed} FILE.")
     return {

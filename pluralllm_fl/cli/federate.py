@@ -9,7 +9,7 @@ import typer
 from pluralllm_fl.cli.console import guarded, labelled, output
 from pluralllm_fl.cli.settings import Assignments, gather, gather_resumed
 from pluralllm_fl.cli.simulate import simulate
-from pluralllm_fl.cli.tables import show_groups, show_summary
+from pluralllm_fl.cli.tables import show_groups, show_standing, show_summary, show_warnings
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.formats import duration
 from pluralllm_fl.progress import EventTail, RoundProgress
@@ -79,5 +79,9 @@ def _supervise(config: RunConfig, connection: "FlowerConnection") -> None:
     show_groups(console, blocks)
     console.print()
     show_summary(console, blocks)
+    console.print()
+    show_standing(console, blocks, {})  # the answers are at the organisations
+    console.print()
     labelled(console, "time", f"{duration(summary['wall_seconds'])} rounds")
     labelled(console, "report", write_report(folder))
+    show_warnings(console, summary.get("warnings", []))

@@ -34,8 +34,14 @@ from pluralllm_fl.cli.settings import (
     gather,
     gather_resumed,
 )
-from pluralllm_fl.cli.tables import show_diagnostics, show_groups, show_summary
-from pluralllm_fl.config import RunConfig, app_directory
+from pluralllm_fl.cli.tables import (
+    show_diagnostics,
+    show_groups,
+    show_standing,
+    show_summary,
+    show_warnings,
+)
+from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
 from pluralllm_fl.formats import duration
 from pluralllm_fl.progress import EventTail, RoundProgress
@@ -53,6 +59,13 @@ def simulate(
     unseen: Unseen = None,
     rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
     seed: Seed = None,
+    final: Annotated[
+        bool,
+        typer.Option(
+            "--final",
+            help="For a model to use: train on every question. None is left to measure it by.",
+        ),
+    ] = False,
     recipe: Recipe = None,
     assignments: Assignments = None,
     output_dir: Annotated[
@@ -67,16 +80,20 @@ def simulate(
     verbose: Annotated[bool, typer.Option(help="Show the traceback of errors.")] = False,
 ) -> None:
     """Simulate a federation of every group on this machine."""
-    named = {
+    named: dict[str, Value | None] = {
         "dataset": dataset, "seen-groups": seen, "unseen-groups": unseen,
         "num-server-rounds": rounds, "seed": seed, "output-dir": output_dir,
     }  # fmt: skip
+    if final:
+        named |= {"validation-fraction": 0.0, "test-fraction": 0.0}
     assignments = assignments or []
     if resume is None:
         config = gather(recipe, named, assignments)
     else:
         if recipe is not None:
             raise typer.BadParameter("A resumed run keeps its recipe; leave --recipe out.")
+        if final:
+            raise typer.BadParameter("A resumed run keeps its questions; leave --final out.")
         config = gather_resumed(resume, named, assignments)
         with RunDirectory.open(Path(config.resume)).claimed():
             pass  # the server will claim it; until then, none else may have it
@@ -114,7 +131,6 @@ class _Simulation:
             config.strategy_kwargs,
             train_nodes=len(seen),
             all_nodes=len(seen + unseen),
-            learning_rate=config.learning_rate,
         )
         uniform = {group: _uniform_alignment(dataset, group) for group in seen + unseen}
         with _writable(Path(config.output_dir), self.folder, resumed=bool(config.resume)):
@@ -197,6 +213,8 @@ class _Simulation:
         questions = {q for g in seen + unseen for q in dataset.groups[g].answers}
         console.print(f"PluralLLM-FL {__version__}", style="bold", highlight=False)
         labelled(console, "data", f"{dataset.name}: {len(questions)} questions")
+        if not self.config.test_fraction + self.config.validation_fraction:
+            labelled(console, "", "every question trains: none is left to measure new ones by")
         if dataset.skipped:
             counts = ", ".join(f"{count} {reason}" for reason, count in dataset.skipped.items())
             labelled(console, "", f"rows left out: {counts}")
@@ -205,8 +223,6 @@ class _Simulation:
         if not unseen:
             labelled(console, "", "without one, nothing shows how new groups are served: --unseen")
         labelled(console, "uniform", f"alignment {reference(uniform)}")
-        if dataset.ceiling is not None:
-            labelled(console, "ceiling", f"alignment {reference(dict(dataset.ceiling))}")
         labelled(console, "output", self.folder)
 
     def _finish(self) -> None:
@@ -224,12 +240,17 @@ class _Simulation:
         show_groups(self.console, blocks)
         self.console.print()
         show_summary(self.console, blocks)
-        show_diagnostics(self.console, write_diagnostics(self.folder))
+        diagnostics = write_diagnostics(self.folder)
+        show_diagnostics(self.console, diagnostics)
+        self.console.print()
+        show_standing(self.console, blocks, diagnostics["references"])
+        self.console.print()
         elapsed = duration(time.monotonic() - self.started)
         labelled(
             self.console, "time", f"{elapsed}, of it {duration(summary['wall_seconds'])} rounds"
         )
         labelled(self.console, "report", write_report(self.folder))
+        show_warnings(self.console, summary.get("warnings", []))
 
     def _failed(self, outcome: "Outcome") -> None:
         from pluralllm_fl.federation.launcher import last_lines

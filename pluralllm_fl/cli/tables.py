@@ -5,10 +5,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from pluralllm_fl.cli.console import labelled
+from pluralllm_fl.standing import sentences, standings
 
 Block = Mapping[str, Any]
 
@@ -52,11 +54,8 @@ def show_summary(console: Console, blocks: Mapping[str, Block | None]) -> None:
             f"alignment {block['alignment']:.4f} ({low:.4f} – {high:.4f}), "
             f"uniform {block['uniform']:.4f}"
         ]
-        if test := block.get("test_questions"):
-            lines.append(
-                f"alignment {test['alignment']:.4f}, uniform {test['uniform']:.4f} "
-                "on test questions alone"
-            )
+        if (offered := block.get("alignment_offered", block["alignment"])) != block["alignment"]:
+            lines.append(f"alignment {offered:.4f} if the options offered are known")
         lines.append(
             f"fairness: CoV {block['cov']:.4f}, 1/(1+CoV²) {block['fairness_index_cov2']:.4f}, "
             f"1/(1+CoV) {block['fairness_index_cov']:.4f}, min {block['min']:.4f}"
@@ -64,12 +63,53 @@ def show_summary(console: Console, blocks: Mapping[str, Block | None]) -> None:
         labelled(console, side, *lines)
 
 
+def show_standing(
+    console: Console, blocks: Mapping[str, Block | None], references: Mapping[str, Any]
+) -> None:
+    """Print new and trained questions beside uniform, marginal and noise floor, and what it means.
+
+    Parameters
+    ----------
+    console : Console
+    blocks : mapping of str to block or None
+        Side -> its scores.
+    references : mapping
+        Of diagnostics.json; empty where the answers are not at hand. What is not known has no
+        column.
+    """
+    rows = standings(blocks, references)
+    if not rows:
+        return
+    columns = [
+        name
+        for name in ("predictor", "uniform", "marginal", "noise_floor")
+        if any(getattr(row, name) is not None for row in rows)
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("questions")
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        values = [getattr(row, name) for name in columns]
+        cells = ["–" if value is None else f"{value:.4f}" for value in values]
+        if row.predictor is None:
+            cells[0] = "not measured"
+        table.add_row(row.side, row.questions, *cells)
+    console.print(table)
+    said = sentences(rows)
+    console.print(" ".join(said), markup=False, highlight=False)
+
+
+def show_warnings(console: Console, warnings: Sequence[str]) -> None:
+    """Print what a user must not overlook."""
+    if warnings:
+        text = Text("\n".join(warnings))
+        console.print(Panel(text, title="Warning", title_align="left", border_style="yellow"))
+
+
 def show_diagnostics(console: Console, diagnostics: Mapping[str, Any]) -> None:
-    """Print the references and whether the predictor uses its context."""
-    references = diagnostics.get("references") or {}
-    for name, title in (("seen_mean", "mean of seen"), ("ceiling", "ceiling")):
-        if text := _sides(references.get(name), "{:.4f}"):
-            labelled(console, "reference", f"{title}: {text}")
+    """Print whether the predictor uses its context."""
     if text := _sides(diagnostics.get("ordinal_alignment"), "{:.4f}"):
         labelled(console, "ordinal", f"alignment, 1 − W1/max W1: {text}")
     if text := _sides(diagnostics.get("context_gain"), "{:+.4f}"):

@@ -8,7 +8,7 @@ import typer
 
 from pluralllm_fl.cli.console import FAILURE, guarded, labelled, messages, output
 from pluralllm_fl.cli.settings import absolute_source
-from pluralllm_fl.cli.tables import show_bars, show_groups, show_summary
+from pluralllm_fl.cli.tables import show_bars, show_groups, show_standing, show_summary
 from pluralllm_fl.config import split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.runs import resolve_run
@@ -55,6 +55,8 @@ def evaluate(
     show_groups(console, sides)
     console.print()
     show_summary(console, sides)
+    console.print()
+    show_standing(console, sides, result["references"])
 
 
 @guarded
@@ -66,6 +68,10 @@ def predict(
         Path | None, typer.Option(help="File with answers that the group gave before.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Group in the context file.")] = None,
+    offered: Annotated[
+        list[str] | None,
+        typer.Option(help="Option that the group can choose; repeat. Default: all of them."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict how a group would answer a new question, from a few of its answers."""
@@ -73,7 +79,9 @@ def predict(
         raise ConfigError("A question needs at least two options: repeat --option.")
     from pluralllm_fl.inference import predict_distribution
 
-    distribution = predict_distribution(resolve_run(run), context, question, option, group)
+    distribution = predict_distribution(
+        resolve_run(run), context, question, option, group, offered or None
+    )
     if as_json:
         found = {
             "question": question,

@@ -10,16 +10,29 @@ from pluralllm_fl.datasets.files import FORMATS, RowFile, open_rows
 from pluralllm_fl.datasets.hub import open_hub
 from pluralllm_fl.datasets.synthetic import SyntheticSpec, generate
 from pluralllm_fl.errors import DatasetError, nearest
-from pluralllm_fl.preferences import PreferenceDataset
+from pluralllm_fl.preferences import PreferenceDataset, zeros_not_offered
 
 OnBadRow = Literal["auto", "raise", "skip"]
+Zeros = Literal["answers", "not-offered"]
 SOURCES = ("synthetic", "globalopinionqa", "opinionqa")
 
-__all__ = ["SOURCES", "OnBadRow", "SyntheticSpec", "generate", "load_dataset", "local_path"]
+__all__ = [
+    "SOURCES",
+    "OnBadRow",
+    "SyntheticSpec",
+    "Zeros",
+    "generate",
+    "load_dataset",
+    "local_path",
+]
 
 
 def load_dataset(
-    source: str, *, on_bad_row: OnBadRow = "auto", synthetic: SyntheticSpec | None = None
+    source: str,
+    *,
+    on_bad_row: OnBadRow = "auto",
+    zeros: Zeros = "answers",
+    synthetic: SyntheticSpec | None = None,
 ) -> PreferenceDataset:
     """Load a named source, a hub data set or a local file.
 
@@ -32,6 +45,8 @@ def load_dataset(
     on_bad_row : {"auto", "raise", "skip"}
         What a bad row does: raise an error, or be left out and counted in `skipped`. ``auto``
         skips for the named public sources, whose originals hold some, and raises for others.
+    zeros : {"answers", "not-offered"}
+        What a share of exactly 0 is where the source does not state the options offered.
     synthetic : SyntheticSpec, optional
         Size and seed of the synthetic survey.
 
@@ -41,7 +56,13 @@ def load_dataset(
         When the source is unknown, cannot be had, or holds a bad row or no usable one.
     """
     if source == "synthetic":
-        return generate(synthetic or SyntheticSpec())
+        dataset = generate(synthetic or SyntheticSpec())
+    else:
+        dataset = _read(source, on_bad_row)
+    return zeros_not_offered(dataset) if zeros == "not-offered" else dataset
+
+
+def _read(source: str, on_bad_row: OnBadRow) -> PreferenceDataset:
     public = source in ("globalopinionqa", "opinionqa")
     path = opinionqa.find_file() if source == "opinionqa" else local_path(source)
     if source == "globalopinionqa":

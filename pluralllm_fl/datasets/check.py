@@ -28,6 +28,8 @@ class CheckReport:
         Distinct questions; answers of all groups to them.
     options : mapping of int to int
         Number of questions with that many options.
+    offered : int
+        Answers that state which options were offered.
     problems : list of (int, str)
         Line (row in Parquet; 0: the whole file), and what is wrong and how to mend it.
     fingerprint : str or None
@@ -42,6 +44,7 @@ class CheckReport:
     groups: Mapping[str, int] = field(default_factory=dict)
     questions: int = 0
     answers: int = 0
+    offered: int = 0
     options: Mapping[int, int] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
     fingerprint: str | None = None
@@ -77,6 +80,7 @@ def check(path: Path | str) -> CheckReport:
         groups={name: len(group) for name, group in dataset.groups.items()},
         questions=len(dataset.questions),
         answers=sum(len(group) for group in dataset.groups.values()),
+        offered=sum(len(group.offered) for group in dataset.groups.values()),
         options=dict(sorted(Counter(len(q.options) for q in dataset.questions).items())),
         problems=collector.problems,
         fingerprint=dataset.fingerprint,
@@ -94,7 +98,7 @@ def render(report: CheckReport) -> str:
             f"rows         {kinds}",
             f"groups       {len(report.groups)}",
             f"questions    {report.questions}  (by number of options: {options})",
-            f"answers      {report.answers}",
+            f"answers      {report.answers}{_stated(report)}",
             f"fingerprint  {report.fingerprint[:16]}",
             "",
             "questions  group",
@@ -117,6 +121,10 @@ def render(report: CheckReport) -> str:
     if report.fingerprint:
         lines.append('Mend them, or load the rest with on-bad-row = "skip".')
     return "\n".join(lines)
+
+
+def _stated(report: CheckReport) -> str:
+    return f"  ({report.offered} state the options offered)" if report.offered else ""
 
 
 def _where(unit: str, places: list[int]) -> str:

@@ -10,10 +10,17 @@ import numpy as np
 from pluralllm_fl.datasets.fields import BadRow, Row
 from pluralllm_fl.datasets.rows import Answer, parse_row
 from pluralllm_fl.errors import DatasetError
-from pluralllm_fl.preferences import FloatArray, GroupPreferences, PreferenceDataset, Question
+from pluralllm_fl.preferences import (
+    BoolArray,
+    FloatArray,
+    GroupPreferences,
+    PreferenceDataset,
+    Question,
+)
 
 RowStream = Iterable[tuple[int, Row | BadRow]]
 _CONFLICT = "conflicting answers of one group to one question"
+_CONFLICT_OFFERED = "conflicting options offered to one group"
 _QuestionKey = tuple[str, tuple[str, ...]]
 
 
@@ -23,10 +30,12 @@ class _Cell:
 
     first_line: int
     distribution: tuple[float, ...] | None
+    offered: tuple[bool, ...] | None
     tally: list[int]
     amounts: list[tuple[float, ...]] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)  # of the weights in `amounts`, by person
     rows: int = 0
-    conflict: bool = False
+    conflict: str = ""
 
     def shares(self) -> FloatArray:
         if self.distribution is not None:
@@ -35,6 +44,14 @@ class _Cell:
         parts = [math.fsum(column) for column in zip(self.tally, *self.amounts, strict=True)]
         total = math.fsum(parts)
         return np.array([part / total for part in parts])
+
+    def respondents(self) -> float | None:
+        """Effective number of people (Kish): (sum of weights)² / sum of squared weights."""
+        if len(self.squares) < len(self.amounts) or self.distribution is not None:
+            return None
+        people = sum(self.tally)
+        mass = math.fsum([people, *(x for amounts in self.amounts for x in amounts)])
+        return mass**2 / math.fsum([people, *self.squares])
 
 
 @dataclass(slots=True)
@@ -92,25 +109,23 @@ class Collector:
         question = (answer.question, answer.options)
         cell = self._cells.get((answer.group, question))
         if cell is None:
-            cell = _Cell(line, answer.distribution, [0] * len(answer.options))
+            cell = _Cell(line, answer.distribution, answer.offered, [0] * len(answer.options))
             self._cells[answer.group, question] = cell
         cell.rows += 1
-        if cell.distribution != answer.distribution:
-            cell.conflict = True
-            bad = BadRow(
-                _CONFLICT,
-                f"differs from {self.unit or 'line '}{cell.first_line}; keep one distribution, "
-                f"or give 'counts' or 'choice' rows, which add up",
-            )
+        if bad := self._conflict(cell, answer):
+            cell.conflict = cell.conflict or bad.reason
             self._report(line, bad)
             return
         if answer.amounts is not None:
             cell.amounts.append(answer.amounts)
+            if answer.kind == "counts":  # a ranked list says nothing of how many people ranked
+                cell.squares.append(answer.weight * math.fsum(answer.amounts))
         elif answer.choice is not None and answer.weight == 1.0:
             cell.tally[answer.choice] += 1
         elif answer.choice is not None:
             one_hot = (float(i == answer.choice) for i in range(len(answer.options)))
             cell.amounts.append(tuple(answer.weight * x for x in one_hot))
+            cell.squares.append(answer.weight**2)
         labels = self._labels[question]
         if answer.ordinal is not None:
             labels.ordinal.add(answer.ordinal)
@@ -118,6 +133,21 @@ class Collector:
             labels.topic.add(answer.topic)
         if answer.source:
             labels.source.add(answer.source)
+
+    def _conflict(self, cell: _Cell, answer: Answer) -> BadRow | None:
+        differs = f"differs from {self.unit or 'line '}{cell.first_line}"
+        if cell.distribution != answer.distribution:
+            return BadRow(
+                _CONFLICT,
+                f"{differs}; keep one distribution, "
+                f"or give 'counts' or 'choice' rows, which add up",
+            )
+        if cell.offered != answer.offered:
+            return BadRow(
+                _CONFLICT_OFFERED,
+                f"{differs}; give all its rows of this question the same 'offered', or none",
+            )
+        return None
 
     def dataset(self, name: str) -> PreferenceDataset:
         """Build the data set of all good rows.
@@ -129,20 +159,28 @@ class Collector:
         """
         skipped = Counter(self._skipped)
         groups: defaultdict[str, dict[Question, FloatArray]] = defaultdict(dict)
+        respondents: defaultdict[str, dict[Question, float]] = defaultdict(dict)
+        offered: defaultdict[str, dict[Question, BoolArray]] = defaultdict(dict)
         questions: dict[_QuestionKey, Question] = {}
         for (group, key), cell in self._cells.items():
             if cell.conflict:
                 # All of them go: keeping the first would make the result depend on the order.
-                skipped[_CONFLICT] += cell.rows
+                skipped[cell.conflict] += cell.rows
                 continue
             if key not in questions:
                 questions[key] = self._question(key)
             groups[group][questions[key]] = cell.shares()
+            if (people := cell.respondents()) is not None:
+                respondents[group][questions[key]] = people
+            if cell.offered is not None:
+                offered[group][questions[key]] = np.array(cell.offered)
         if not groups:
             raise DatasetError(self._nothing_usable(skipped))
         return PreferenceDataset(
             name=name,
-            groups={g: GroupPreferences(g, answers) for g, answers in groups.items()},
+            groups={
+                g: GroupPreferences(g, p, respondents[g], offered[g]) for g, p in groups.items()
+            },
             skipped=dict(sorted(skipped.items())),
         )
 

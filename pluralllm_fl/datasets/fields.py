@@ -15,7 +15,7 @@ from pluralllm_fl.errors import nearest
 Row = Mapping[str, Any]
 COLUMNS = (
     *("group", "question", "options", "distribution", "counts", "choice"),
-    *("ordinal", "topic", "source", "weight", "prompt", "chosen", "rejected"),
+    *("offered", "ordinal", "topic", "source", "weight", "prompt", "chosen", "rejected"),
     *("responses", "scores", "ranking", "selections"),
 )
 SUM_TOLERANCE = 0.01
@@ -83,7 +83,7 @@ def _decoded(text: str) -> object:
 def sequence_of(value: object, column: str) -> Sequence[Any]:
     decoded = _decoded(value) if isinstance(value, str) else value
     if not isinstance(decoded, list | tuple):
-        example = '["a", "b"]' if column in ("options", "responses") else "[0.4, 0.6]"
+        example = '["a", "b"]' if column in ("options", "offered", "responses") else "[0.4, 0.6]"
         raise BadRow(f"'{column}' is not a list", f"got {shown(value)}; write it as {example}")
     return decoded
 
@@ -91,13 +91,43 @@ def sequence_of(value: object, column: str) -> Sequence[Any]:
 def options_of(row: Row, column: str) -> tuple[str, ...]:
     if row.get(column) is None:
         raise BadRow(f"no '{column}'", f"give the list of answers in column '{column}'")
-    values = tuple(sequence_of(row[column], column))
-    if any(type(value) is not str for value in values):  # a scale such as [1, 2, 3] is fine
+    return checked_options(_texts(row[column], column))
+
+
+def _texts(value: object, column: str) -> tuple[str, ...]:
+    values = tuple(sequence_of(value, column))
+    if any(type(v) is not str for v in values):  # a scale such as [1, 2, 3] is fine
         values = tuple(
             _bounded(str, v) if type(v) in (int, float) else text_of({column: v}, column)
             for v in values
         )
-    return checked_options(values)
+    return values
+
+
+def offered_of(row: Row, options: tuple[str, ...], amounts: Sequence[float]) -> tuple[bool, ...]:
+    """Which options a row states as offered, by their texts, never by index.
+
+    `amounts` are the row's shares or counts of the options.
+    """
+    listed = {text.strip() for text in _texts(row["offered"], "offered")}
+    if unknown := sorted(listed - {option.strip() for option in options}):
+        raise BadRow(
+            "'offered' lists what is none of the options",
+            f"got {shown(unknown[0])}; list texts out of 'options' (an index is not one)",
+        )
+    if len(listed) < 2:
+        raise BadRow(
+            "fewer than two options offered",
+            f"'offered' lists {len(listed)}; leave the row out, or list all that could be chosen",
+        )
+    offered = tuple(option.strip() in listed for option in options)
+    for option, held, amount in zip(options, offered, amounts, strict=True):
+        if amount and not held:
+            raise BadRow(
+                "an answer that was not offered",
+                f"{shown(option)} was chosen but is missing in 'offered'; add it there",
+            )
+    return offered
 
 
 @lru_cache(maxsize=4096)

@@ -24,6 +24,7 @@ from pluralllm_fl.datasets.fields import (
     group_of,
     label_of,
     numbers_of,
+    offered_of,
     options_of,
     ordinal_of,
     read_selections,
@@ -40,7 +41,8 @@ class Answer(NamedTuple):  # a tuple: a survey may have millions of rows
     """What one row says about one group and question.
 
     `distribution` is final; `amounts` (length: options) and `choice` (one respondent's option,
-    with `weight`) add up over rows.
+    with `weight`) add up over rows. `offered` (length: options) says which options the group was
+    offered; None: the row does not say.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class Answer(NamedTuple):  # a tuple: a survey may have millions of rows
     amounts: tuple[float, ...] | None = None
     choice: int | None = None
     weight: float = 1.0
+    offered: tuple[bool, ...] | None = None
     ordinal: tuple[float, ...] | None = None
     topic: str = ""
     source: str = ""
@@ -65,6 +68,11 @@ def parse_row(row: Row) -> list[Answer | BadRow]:
         When nothing of the row can be used.
     """
     given = {key for key, value in row.items() if value is not None and value != ""}
+    if "offered" in given and ("selections" in given or "question" not in given):
+        raise BadRow(
+            "'offered' in a row that cannot have it",
+            "it goes with 'question', 'options' and one of 'distribution', 'counts', 'choice'",
+        )
     if "selections" in given:
         return _selections(row)
     if "question" in given:
@@ -107,6 +115,10 @@ def _survey(row: Row, given: set[str]) -> Answer:
         amounts = counts_of(sequence_of(row[kind], kind), len(options), weight)
     else:
         choice = choice_of(row[kind], options)
+    offered = None
+    if "offered" in given:
+        one_hot = [float(i == choice) for i in range(len(options))]
+        offered = offered_of(row, options, distribution or amounts or one_hot)
     return Answer(
         kind,
         group,
@@ -116,6 +128,7 @@ def _survey(row: Row, given: set[str]) -> Answer:
         amounts,
         choice,
         weight,
+        offered,
         ordinal_of(row.get("ordinal"), len(options)),
         label_of(row, "topic"),
         label_of(row, "source"),

@@ -5,8 +5,7 @@ answering style. Its true distribution over the options o of a question is
 ``softmax_o(base_o + loading_o · z_g)``, where base and loading follow from the words: topic,
 direction of the policy, stance of the frame, position of the option. So a new question can be
 predicted from its text and a new group from some of its answers. What the data set holds are
-shares among a finite number of sampled respondents; `ceiling` is what the truth itself scores
-on them.
+shares among a finite number of sampled respondents.
 """
 
 import hashlib
@@ -16,16 +15,16 @@ from itertools import count
 
 import numpy as np
 
-from pluralllm_fl import metrics
 from pluralllm_fl.datasets import synthetic_texts as texts
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import FloatArray, GroupPreferences, PreferenceDataset, Question
 
 _CATEGORICAL_EVERY = 4
+_QUESTIONS_A_TOPIC = 40  # few fields asked about often: a new question has relatives
 _SPREAD_IN_REGION = 0.5
 _SHARPNESS = 0.85  # how strongly values move answers
-_APPEAL = 1.8  # how strongly answers lean the same way in every group
-_MODERATION = 1.1  # how much rarer the ends of a scale are than its middle
+_APPEAL = 2.6  # how strongly answers lean the same way in every group
+_MODERATION = 2.0  # how much rarer the ends of a scale are than its middle
 _STYLE = 0.35  # how much groups differ in choosing the ends of a scale
 
 
@@ -69,26 +68,25 @@ class _Item:
 
 
 def generate(spec: SyntheticSpec) -> PreferenceDataset:
-    """Generate the survey, with the ceiling of every group."""
+    """Generate the survey."""
     rng = np.random.default_rng(spec.seed)
     names, latents = _groups(spec.groups, rng)
     items = _items(spec.questions, rng)
-    sampled, ceilings = [], np.zeros(spec.groups)
+    sampled = []
     for item in items:
         logits = item.base + latents @ item.loading.T  # (groups, options)
         logits -= logits.max(axis=1, keepdims=True)
         truth = np.exp(logits)
         truth /= truth.sum(axis=1, keepdims=True)
-        answers = rng.multinomial(spec.respondents, truth) / spec.respondents
-        sampled.append(answers)
-        row = np.repeat(np.arange(spec.groups), truth.shape[1])
-        ceilings += metrics.alignment(truth.ravel(), answers.ravel(), row)
+        sampled.append(rng.multinomial(spec.respondents, truth) / spec.respondents)
+    respondents = {item.question: float(spec.respondents) for item in items}
     groups = {
-        name: GroupPreferences(name, {item.question: sampled[i][g] for i, item in enumerate(items)})
+        name: GroupPreferences(
+            name, {item.question: sampled[i][g] for i, item in enumerate(items)}, respondents
+        )
         for g, name in enumerate(names)
     }
-    ceiling = {name: float(ceilings[g] / len(items)) for g, name in enumerate(names)}
-    return PreferenceDataset(name="synthetic", groups=groups, ceiling=ceiling)
+    return PreferenceDataset(name="synthetic", groups=groups)
 
 
 def _groups(number: int, rng: np.random.Generator) -> tuple[list[str], FloatArray]:
@@ -105,7 +103,9 @@ def _groups(number: int, rng: np.random.Generator) -> tuple[list[str], FloatArra
 
 def _items(number: int, rng: np.random.Generator) -> list[_Item]:
     """Draw questions: one categorical in every four, the plainest wordings first."""
-    scaled, categorical = _scaled_items(rng), _categorical_items(rng)
+    size = min(max(round(number / _QUESTIONS_A_TOPIC), 1), len(texts.TOPICS))
+    topics = [texts.TOPICS[i] for i in rng.permutation(len(texts.TOPICS))[:size]]
+    scaled, categorical = _scaled_items(topics, rng), _categorical_items(topics, rng)
     return [
         next(categorical if i % _CATEGORICAL_EVERY == _CATEGORICAL_EVERY - 1 else scaled)
         for i in range(number)
@@ -120,10 +120,10 @@ def _prefixes() -> Iterator[str]:
             yield f"Survey wave {wave}. {qualifier}"
 
 
-def _scaled_items(rng: np.random.Generator) -> Iterator[_Item]:
+def _scaled_items(topics: list[texts.Topic], rng: np.random.Generator) -> Iterator[_Item]:
     subjects = [
         (topic, subject, direction)
-        for topic in texts.TOPICS
+        for topic in topics
         for direction, group in ((1, topic.forward), (-1, topic.backward))
         for subject in group
     ]
@@ -160,9 +160,9 @@ def _popularity(phrase: str) -> float:
     return int(hashlib.sha256(phrase.encode()).hexdigest()[:8], 16) / 2**31 - 1
 
 
-def _categorical_items(rng: np.random.Generator) -> Iterator[_Item]:
-    frames = [(topic, frame, topic.goals) for topic in texts.TOPICS for frame in texts.GOAL_FRAMES]
-    frames += [(topic, texts.DECIDER_FRAME, texts.DECIDERS) for topic in texts.TOPICS]
+def _categorical_items(topics: list[texts.Topic], rng: np.random.Generator) -> Iterator[_Item]:
+    frames = [(topic, frame, topic.goals) for topic in topics for frame in texts.GOAL_FRAMES]
+    frames += [(topic, texts.DECIDER_FRAME, texts.DECIDERS) for topic in topics]
     for prefix in _prefixes():
         for index in rng.permutation(len(frames)):
             topic, frame, candidates = frames[index]

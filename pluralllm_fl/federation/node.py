@@ -12,14 +12,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from pluralllm_fl.config import RunConfig, Value
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
-from pluralllm_fl.evaluation import SplitScore, evaluate_group
+from pluralllm_fl.evaluation import NO_SCORE, evaluate_group
 from pluralllm_fl.federation import updates
 from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
 from pluralllm_fl.networks import PredictorConfig
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.preferences import Role
 from pluralllm_fl.training import round_seed, train_group
-from pluralllm_fl.workspace import Workspace, open_workspace
+from pluralllm_fl.workspace import (
+    Workspace,
+    for_nodes,
+    held_by_nodes,
+    is_elastic,
+    open_workspace,
+)
 
 # A deployed node scores no fewer target questions than this: a mean over one is that answer.
 MIN_TARGETS = 5
@@ -43,7 +49,8 @@ class LocalNode:
     def from_context(cls, context: Context) -> "LocalNode":
         """Find out which group this node holds.
 
-        In a simulation partition i is the i-th of the seen, then the unseen groups. In deployment
+        In a simulation partition i is the i-th of the seen, then the unseen groups; a generated
+        survey has groups without a node if there are fewer nodes. In deployment
         ``--node-config 'dataset-path="…" group="…"'`` names the node's own file; its role follows
         from seen-groups and unseen-groups, or from ``role="evaluate"`` in the node config.
 
@@ -63,9 +70,10 @@ class LocalNode:
 
     @classmethod
     def _simulated(cls, config: RunConfig, node_config: Mapping[str, Value]) -> "LocalNode":
-        workspace = open_workspace(config)
         partition, supernodes = int(node_config["partition-id"]), int(node_config["num-partitions"])
-        groups = workspace.groups
+        elastic, config = is_elastic(config), for_nodes(config, supernodes)
+        workspace = open_workspace(config)
+        groups = held_by_nodes(workspace, supernodes) if elastic else workspace.groups
         group = groups[min(partition, len(groups) - 1)]
         return cls(config, workspace, group, workspace.role(group), len(groups), supernodes)
 
@@ -177,9 +185,10 @@ class LocalNode:
         metrics: dict[str, int | float] = {"num-examples": float(scores["all"].questions)}
         for split, score in scores.items():
             if self.deployed and score.questions < MIN_TARGETS:
-                score = SplitScore(0.0, 0.0, 0.0, 0.0, 0)
+                score = NO_SCORE
             metrics |= {
-                f"{split}-{name}": value for name, value in dataclasses.asdict(score).items()
+                f"{split}-{name.replace('_', '-')}": value
+                for name, value in dataclasses.asdict(score).items()
             }
         return MetricRecord(dict(metrics))
 

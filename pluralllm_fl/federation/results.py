@@ -90,6 +90,7 @@ def _block(scores: Scores, names: Iterable[str]) -> dict[str, Any] | None:
 def _score(metrics: MetricRecord, split: str) -> SplitScore:
     return SplitScore(
         alignment=_number(metrics, f"{split}-alignment"),
+        alignment_offered=_number(metrics, f"{split}-alignment-offered"),
         low=_number(metrics, f"{split}-low"),
         high=_number(metrics, f"{split}-high"),
         uniform=_number(metrics, f"{split}-uniform"),

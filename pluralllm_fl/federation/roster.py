@@ -18,6 +18,7 @@ from pluralllm_fl.federation.probe import GONE
 logger = logging.getLogger("flwr.pluralllm_fl")
 
 ROLES = ("train", "evaluate")
+NEWS_SECONDS = 30.0  # between two lines that say who is still awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ def collect(
     *,
     expected_nodes: int,
     join_timeout: float,
+    answer_timeout: float = 0.0,
     seen: Collection[str] = (),
     unseen: Collection[str] = (),
 ) -> Roster:
@@ -157,7 +159,10 @@ def collect(
     expected_nodes : int
         Nodes to wait for; 0: the number of groups that a simulation's nodes report.
     join_timeout : float
-        Seconds to wait.
+        Seconds to wait for nodes to come.
+    answer_timeout : float
+        Seconds to wait longer for nodes that are online and were asked: the first answer of a
+        machine takes as long as loading the language model and embedding every text.
     seen, unseen : collection of str
         The run's own lists of groups; empty: none.
 
@@ -169,14 +174,22 @@ def collect(
         node trains or one has nothing to train on, or dimensions differ.
     """
     query = _Query(grid)
-    deadline = time.monotonic() + join_timeout
+    start = news = time.monotonic()
     while True:
-        late = time.monotonic() > deadline  # before the last look
+        waited = time.monotonic() - start  # before the last look
         online = set(grid.get_node_ids())
         query.open(online)
         for gone in query.errors.keys() - online:  # or it came back mended, under another id
             del query.errors[gone]
         nodes = list(query.nodes.values())
+        working = len(online & set(query.pending.values()))
+        late = waited > join_timeout + (answer_timeout if working else 0.0)
+        if working and time.monotonic() - news > NEWS_SECONDS:
+            news = time.monotonic()
+            logger.info(
+                "%d node(s) joined, %d still prepare their data; a machine's first run loads the "
+                "language model and embeds every text.", len(nodes), working,
+            )  # fmt: skip
         _check_simulation(nodes, expected_nodes)
         deployed = expected_nodes > 0 and not any(node.groups for node in nodes)
         # A deployment waits for nodes that are still to come, and does without a broken one.
@@ -189,14 +202,15 @@ def collect(
                 "The nodes do not say how many groups there are: set expected-nodes to the "
                 "number of organisations that take part."
             )
-        if expected and len(nodes) >= expected and (late or not query.pending):
+        enough = bool(expected) and len(nodes) >= expected
+        if enough and (waited > join_timeout or not query.pending):
             if query.errors:
                 logger.warning("%d node(s) are left out: %s", len(query.errors), query.reasons)
             _check_number(nodes, expected)
             _check_lists(nodes, expected, seen, unseen)
             return Roster(_checked(nodes, unseen))
         if late:
-            raise FederationError(_missing(nodes, expected, join_timeout, query.reasons))
+            raise FederationError(_missing(nodes, expected, join_timeout, working, query.reasons))
         pause()
 
 
@@ -375,13 +389,15 @@ def _wrong_number(supernodes: int, groups: int) -> str:
     )
 
 
-def _missing(nodes: list[Node], expected: int, timeout: float, reasons: str) -> str:
+def _missing(nodes: list[Node], expected: int, timeout: float, working: int, reasons: str) -> str:
     simulated = next((node.groups for node in nodes if node.groups), 0)
     if simulated and len(nodes) != simulated:
         return _wrong_number(len(nodes), simulated)
     joined = ", ".join(sorted(node.group for node in nodes)) or "none"
     wanted = f"{expected} nodes" if expected else "any node"
     text = f"Waited join-timeout = {timeout:g} s for {wanted}; joined: {joined}."
+    if working:
+        text += f" {working} node(s) are online but did not answer within round-timeout either."
     if reasons:
         text += f" Errors: {reasons}."
     return text + " Start the missing nodes, or set expected-nodes to the number that take part."

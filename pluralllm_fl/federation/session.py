@@ -138,6 +138,7 @@ class _Session:
             self.grid,
             expected_nodes=self._expected_nodes,
             join_timeout=config.join_timeout,
+            answer_timeout=config.round_timeout,
             seen=config.seen,
             unseen=config.unseen,
         )

@@ -132,8 +132,12 @@ def track(
     *,
     interval: tuple[float, float] | None = None,
     origin: float | None = None,
+    marks: Sequence[tuple[str, float]] = (),
 ) -> Markup:
-    """Draw one row: a bar from ``origin`` (marked by a tick) to a dot, with its whisker."""
+    """Draw one row: a bar from ``origin`` (marked by a tick) to a dot, with its whisker.
+
+    Each of `marks` is a further level, a thin line of the CSS class that it names.
+    """
     parts = [
         Markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>').format(scale(v))
         for v in ticks(scale.low, scale.high)[0]
@@ -156,6 +160,9 @@ def track(
                 *map(scale, interval)
             )
         )
+    for name, level in marks:
+        line = Markup('<line class="level {0}" x1="{1}%" x2="{1}%" y1="8%" y2="92%"/>')
+        parts.append(line.format(name, scale(level)))
     dot = Markup('<circle class="dot {}" cx="{}%" cy="50%" r="4"/>').format(kind, scale(value))
     parts.append(dot)
     return Markup('<svg class="track" aria-hidden="true">{}</svg>').format(Markup("").join(parts))

@@ -2,19 +2,25 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from pluralllm_fl.config import default_run_config
+from pluralllm_fl.formats import number
 from pluralllm_fl.report import figures
 from pluralllm_fl.report.figures import Chart, Line, Scale
-from pluralllm_fl.report.reading import SIDES, Diagnostics, GroupScore, Run, Scores, number
+from pluralllm_fl.report.reading import SIDES, Diagnostics, GroupScore, Run, Scores
+from pluralllm_fl.standing import NOT_MEASURED, Standing, sentences
 
 ALL_ROWS_UP_TO = 80
 EXTREMES = 20
 MEASURES = {  # name, definition, decimals
     "alignment": ("Alignment", "Mean over groups of 1 − Jensen-Shannon distance (macro).", 3),
     "alignment_micro": ("Alignment, micro", "The same, groups weighted by their questions.", 3),
+    "alignment_offered": ("Alignment, options offered", "The same predictions, restricted to the "
+                          "options that the group was offered, where the data state them.", 3),
     "cov": ("CoV", "Coefficient of variation: standard deviation / mean. 0 is even.", 4),
     "fairness_index_cov2": (
         "Fairness index, CoV²", "1 / (1 + CoV²), arXiv 2512.08786. 1 is even.", 4
@@ -26,17 +32,14 @@ MEASURES = {  # name, definition, decimals
     "worst_decile": ("Worst decile", "Mean of the worst-served tenth of groups, at least one.", 3),
     "gap": ("Gap", "Best-served minus worst-served group.", 3),
 }  # fmt: skip
+# Of a reference: its name, its class in the style sheet, what it is.
 REFERENCES = {
-    "ceiling": "Ceiling",
-    "seen_mean": "Mean of the seen groups",
-    "uniform": "Uniform guess",
-}
-
-REFERENCE_NOTES = {
-    "ceiling": "The known ground truth, against the sampled answers.",
-    "seen_mean": "The seen groups’ mean answer to the same question.",
-    "uniform": "Every option equally likely.",
-}
+    "uniform": ("Uniform", "origin", "every option equally likely"),
+    "marginal": ("Marginal", "marginal", "the seen groups’ own mean answer to the same question "
+                 "(without the group asked); it reads raw answers, so no federation may"),
+    "noise_floor": ("Noise floor", "floor", "what the true distribution itself would score, as "
+                    "only so many people answered"),
+}  # fmt: skip
 
 
 def page(run: Run) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def page(run: Run) -> dict[str, Any]:
         "run": run,
         "config": run.mapping("config"),
         "headline": _headline(run),
+        "not_measured": NOT_MEASURED,
         "curves": _curves(run),
         "progress": _progress_rows(run),
         "groups": _groups(run),
@@ -57,48 +61,45 @@ def page(run: Run) -> dict[str, Any]:
 
 
 def _headline(run: Run) -> dict[str, Any] | None:
-    side = next((s for s in reversed(SIDES) if s in run.final), None)
-    if side is None:
+    rows = run.standings
+    if not rows:
         return None
-    scores = run.final[side]
-    value, interval = scores.measure("alignment"), scores.interval
-    if value is None:
-        return None
-    known = {name: _reference(run, name, side) for name in REFERENCES}
-    ceiling, uniform = known["ceiling"], known["uniform"]
-    ladder = [(REFERENCES[name], "reference", v) for name, v in known.items() if v is not None]
-    ladder = sorted([*ladder, ("This predictor", side, value)], key=lambda entry: -entry[2])
-    ends = [v for _, _, v in ladder] + list(interval or ())
+    scores = run.final[rows[0].side]
+    by_kind = {"new": scores.test, "trained": scores.trained, "all": scores}
+    own = [row for row in rows if row.side == scores.side]
+    shown = [row for row in own if row.questions != "all"] or own
+    known = [name for name in REFERENCES if any(getattr(row, name) is not None for row in rows)]
+    ends = [
+        value
+        for row in rows
+        for value in (row.predictor, *(getattr(row, name) for name in known))
+        if value is not None
+    ]
     scale = figures.padded(min(ends), max(ends))
     return {
-        "side": side,
-        "value": value,
-        "interval": interval,
-        "uniform": uniform,
-        "ceiling": ceiling,
-        "share": (value - uniform) / (ceiling - uniform)
-        if ceiling is not None and uniform is not None and ceiling > uniform
-        else None,
-        "ladder": [
-            (
-                label,
-                kind,
-                v,
-                figures.track(scale, kind, v, interval=interval if kind == side else None),
-            )
-            for label, kind, v in ladder
+        "side": scores.side,
+        "value": scores.measure("alignment"),
+        "interval": scores.interval,
+        "parts": [(row, by_kind[row.questions]) for row in shown],
+        "sentences": sentences(rows),
+        "references": [REFERENCES[name] for name in known],
+        "rows": [
+            (row, [getattr(row, name) for name in known], _standing_track(row, scale))
+            for row in rows
         ],
         "axis": figures.track_axis(scale),
-        "test": scores.test.measure("alignment") if scores.test else None,
     }
 
 
-def _reference(run: Run, name: str, side: str) -> float | None:
-    references = run.diagnostics.references if run.diagnostics else {}
-    value = references.get(name, {}).get(side)
-    if value is None and name == "uniform" and side in run.final:
-        return run.final[side].measure("uniform")
-    return value
+def _standing_track(row: Standing, scale: Scale) -> Markup:
+    marks = [
+        (style, value)
+        for name, (_, style, _) in REFERENCES.items()
+        if name != "uniform" and (value := getattr(row, name)) is not None
+    ]
+    if row.predictor is None:
+        return Markup("")
+    return figures.track(scale, row.side, row.predictor, origin=row.uniform, marks=marks)
 
 
 def _curves(run: Run) -> list[Chart]:
@@ -108,21 +109,24 @@ def _curves(run: Run) -> list[Chart]:
         band = [(at, *ends) for at, s in scored if (ends := s.interval)] if side == "unseen" else []
         points = [(at, s.measure("alignment")) for at, s in scored]
         lines.append(Line(f"{side} groups", side, points, band))
-    lines += _reference_lines(run, ("uniform", "ceiling"), [e.round for e in run.evaluations])
+    lines += _reference_lines(run)
     loss = Line("weighted mean of the nodes", "loss", [(r.number, r.loss) for r in run.rounds])
     charts = [figures.line_chart("Alignment", lines), figures.line_chart("Training loss", [loss])]
     return [chart for chart in charts if chart]
 
 
-def _reference_lines(run: Run, names: Iterable[str], xs: Sequence[float]) -> list[Line]:
-    side = "unseen" if "unseen" in run.final else "seen"
-    known = {name: _reference(run, name, side) for name in names}
+def _reference_lines(run: Run) -> list[Line]:
+    """Levels on all questions, for the side that the page puts first."""
+    rows, xs = run.standings, [e.round for e in run.evaluations]
+    if not rows or not xs:
+        return []
+    row = [row for row in rows if row.side == rows[0].side][-1]
+    levels = {"uniform": row.uniform, "noise floor": row.noise_floor}
     return [
-        Line(f"{REFERENCES[name].lower()} ({side})", f"reference {name}",
-             [(min(xs), value), (max(xs), value)])
-        for name, value in known.items()
-        if xs and value is not None
-    ]  # fmt: skip
+        Line(f"{name} ({row.side})", f"reference {name}", [(min(xs), value), (max(xs), value)])
+        for name, value in levels.items()
+        if value is not None
+    ]
 
 
 def _progress_rows(run: Run) -> list[dict[str, Any]]:
@@ -210,7 +214,6 @@ def _context(run: Run, diagnostics: Diagnostics) -> dict[str, Any]:
         for side in SIDES
         if side in diagnostics.curve
     ]
-    lines += _reference_lines(run, ("seen_mean",), sizes)
     asked = run.mapping("config").get("context-questions", "n")
     controls = [
         ("Context gain", f"Alignment with {asked} context questions minus with none.",
@@ -219,11 +222,6 @@ def _context(run: Run, diagnostics: Diagnostics) -> dict[str, Any]:
          f"Alignment with the group’s own {asked} answers minus with another group’s.",
          diagnostics.wrong, True),
     ]  # fmt: skip
-    controls += [
-        (label, REFERENCE_NOTES[name], diagnostics.references[name], False)
-        for name, label in REFERENCES.items()
-        if name in diagnostics.references
-    ]
     if diagnostics.ordinal:
         note = "Over questions with an order of options; W1 is the Wasserstein distance."
         controls.append(("Ordinal alignment, 1 − W1/max W1", note, diagnostics.ordinal, False))

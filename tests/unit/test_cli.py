@@ -70,6 +70,8 @@ def invoke(*arguments: str) -> Result:
         (["--set", "run-name=.."], 2, "run-name = '..': must be a plain folder name"),
         (["--resume", "absent"], 1, "There is no run at"),
         (["--resume", ".", "--recipe", "r.toml"], 2, "leave --recipe out"),
+        (["--resume", ".", "--final"], 2, "leave --final out"),
+        (["--final", "--set", "early-stopping-patience=3"], 2, "needs validation questions"),
     ],
 )
 def test_mistakes_end_before_anything_is_written(
@@ -160,6 +162,15 @@ def test_paths_become_absolute_and_names_stay(tmp_path: Path) -> None:
     assert gather(None, {"dataset": "a.csv"}, []).dataset == str(tmp_path / "a.csv")
     hub = "Anthropic/llm_global_opinions"
     assert gather(None, {"dataset": hub}, []).dataset == hub
+
+
+def test_a_final_model_trains_on_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[Any] = []
+    monkeypatch.setattr(_Simulation, "run", lambda self: configs.append(self.config))
+    for extra in ([], ["--final"], ["--final", "--set", "test-fraction=0.3"]):
+        assert invoke("simulate", *SMALL, *extra).exit_code == 0
+    held_out = [(config.validation_fraction, config.test_fraction) for config in configs]
+    assert held_out == [(0.1, 0.1), (0, 0), (0, 0.3)]
 
 
 def test_run_name_says_data_and_seed_and_is_free(tmp_path: Path) -> None:
@@ -313,7 +324,7 @@ def test_version_and_both_entries_offer_the_same_options() -> None:
     )
     simulate = invoke("simulate", "--help").output
     options = [
-        "dataset", "seen", "unseen", "rounds", "seed", "recipe", "set",
+        "dataset", "seen", "unseen", "rounds", "seed", "final", "recipe", "set",
         "output-dir", "gpus", "resume", "verbose",
     ]  # fmt: skip
     for option in options:

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.fast
 
 MODULE = sys.modules["pluralllm_fl.cli.bench"]  # the package names the command so, too
 
+DATA = ("--dataset", "a.csv", "--survey", "b.jsonl", "--dialogues", "c.jsonl")
 ECHO = """
 import pathlib, sys
 me = pathlib.Path(__file__)
@@ -45,8 +46,9 @@ def test_a_benchmark_gets_its_options_as_they_are(source_tree: Path) -> None:
 
 def test_all_runs_every_script_in_order_with_the_options_that_it_takes(source_tree: Path) -> None:
     code, said = bench(
-        "all", "--dataset", "a.csv", "--survey=b.jsonl", "--seeds", "2", "--models", "x=1", "y=2"
-    )
+        "all", "--dataset", "a.csv", "--survey=b.jsonl", "--dialogues", "c.jsonl", "--seeds", "2",
+        "--models", "x=1", "y=2",
+    )  # fmt: skip
     assert code == 0
     calls = (source_tree / "calls").read_text().splitlines()
     assert [call.split()[0] for call in calls] == list(SCRIPTS)
@@ -54,13 +56,15 @@ def test_all_runs_every_script_in_order_with_the_options_that_it_takes(source_tr
     assert held["context_size"] == []
     assert held["speed"] == ["--dataset", "a.csv"]
     assert held["transfer"] == ["--dataset", "a.csv", "--seeds", "2", "--survey", "b.jsonl"]
+    assert held["dialogues"] == ["--dialogues", "c.jsonl", "--seeds", "2"]
+    assert held["demo"] == ["--seeds", "2"]
     assert held["embedders"][-3:] == ["--models", "x=1", "y=2"]
     assert all(name in said for name in SCRIPTS)
 
 
 def test_all_goes_on_after_a_failure_and_tells_it(source_tree: Path) -> None:
     (source_tree / "benchmarks" / "speed.py").write_text("raise SystemExit(3)")
-    code, said = bench("all", "--dataset", "a.csv", "--survey", "b.jsonl")
+    code, said = bench("all", *DATA)
     assert code == 1
     assert "exit code 3" in said
     assert (source_tree / "calls").read_text().splitlines()[-1].startswith("figures")
@@ -75,8 +79,9 @@ def test_the_exit_code_is_the_scripts(source_tree: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("convergense",), 2, "Did you mean 'convergence'?"),
-        (("all", "--survey", "b.jsonl"), 2, "needs --dataset"),
-        (("all", "--dataset", "a.csv"), 2, "needs --survey"),
+        (("all", *DATA[2:]), 2, "needs --dataset"),
+        (("all", *DATA[:2], *DATA[4:]), 2, "needs --survey"),
+        (("all", *DATA[:4]), 2, "needs --dialogues"),
         (("all", "--datset", "a.csv"), 2, "Did you mean '--dataset'?"),
         (("all", "a.csv"), 2, "options only"),
     ],
@@ -95,6 +100,6 @@ def test_without_the_source_tree_it_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr(MODULE, "app_directory", lambda: tmp_path)
     for name in ("transfer", "all"):
-        code, said = bench(name, "--dataset", "a.csv", "--survey", "b.jsonl")
+        code, said = bench(name, *DATA)
         assert code == 1
         assert "part of the source tree" in " ".join(said.replace("│", " ").split())

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pluralllm_fl.artefacts import RunDirectory
-from pluralllm_fl.cli.tables import show_bars, show_diagnostics, show_groups, show_summary
+from pluralllm_fl.cli.tables import (
+    show_bars,
+    show_diagnostics,
+    show_groups,
+    show_standing,
+    show_summary,
+    show_warnings,
+)
 from pluralllm_fl.config import Value
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.formats import duration, toml
@@ -161,6 +168,9 @@ def test_summary_shows_means_and_fairness() -> None:
     assert "1/(1+CoV²) 0.9800" in shown
     assert "1/(1+CoV) 0.8750" in shown
     assert "min 0.6000" in shown
+    assert "offered" not in shown
+    show_summary(target, {"seen": block() | {"alignment_offered": 0.75}})
+    assert "alignment 0.7500 if the options offered are known" in text(target)
 
 
 def test_diagnostics_leave_out_what_is_unknown() -> None:
@@ -168,15 +178,80 @@ def test_diagnostics_leave_out_what_is_unknown() -> None:
     show_diagnostics(
         target,
         {
-            "references": {"seen_mean": {"seen": 0.8, "unseen": None}, "ceiling": None},
             "context_gain": {"seen": 0.01, "unseen": -0.002},
             "wrong_context": {"seen": None, "unseen": None},
         },
     )
     assert text(target).splitlines() == [
-        "reference  mean of seen: seen 0.8000",
         "context    gain over no context: seen +0.0100, unseen -0.0020",
     ]
+
+
+def side(all_: float, new: float | None, trained: float, uniform: float) -> dict[str, Any]:
+    def part(score: float, asked: int) -> dict[str, Any]:
+        return group_block({"A": score}, {"A": asked}, {"A": uniform}, {"A": (score, score)})
+
+    return {
+        **part(all_, 10),
+        "test_questions": None if new is None else part(new, 2),
+        "trained_questions": part(trained, 10 if new is None else 8),
+    }
+
+
+def test_new_and_trained_questions_stand_beside_their_references() -> None:
+    target = console()
+    references = {
+        "marginal": {"unseen": {"new": 0.79, "trained": 0.80, "all": 0.798}},
+        "noise_floor": {"unseen": {"new": 0.95, "trained": 0.96, "all": 0.955}},
+    }
+    blocks = {"seen": side(0.85, 0.8, 0.86, 0.65), "unseen": side(0.82, 0.78, 0.83, 0.66)}
+    show_standing(target, blocks, references)
+    shown = text(target)
+    lines = [line.split() for line in shown.splitlines()]
+    assert lines[0] == ["questions", "predictor", "uniform", "marginal", "noise", "floor"]
+    assert lines[1] == ["unseen", "new", "0.7800", "0.6600", "0.7900", "0.9500"]
+    assert lines[2] == ["unseen", "trained", "0.8300", "0.6600", "0.8000", "0.9600"]
+    assert lines[3] == ["unseen", "all", "0.8200", "0.6600", "0.7980", "0.9550"]
+    assert lines[4] == ["seen", "new", "0.8000", "0.6500", "–", "–"]
+    said = " ".join(shown.split())
+    new = "On questions that nobody trained on, the predictor is 0.120 above a uniform guess and"
+    assert f"{new} 0.010 below the marginal, which is what the seen groups' own answers" in said
+    assert (
+        "On trained questions, the predictor is 0.170 above a uniform guess and 0.030 above" in said
+    )
+    assert "would score about 0.950" in said
+
+
+def test_questions_that_all_train_are_said_to_be_unmeasured() -> None:
+    target = console()
+    show_standing(target, {"seen": None, "unseen": side(0.8, None, 0.8, 0.66)}, {})
+    lines = [line.split() for line in text(target).splitlines()]
+    assert lines[:3] == [
+        ["questions", "predictor", "uniform"],
+        ["unseen", "new", "not", "measured", "–"],
+        ["unseen", "trained", "0.8000", "0.6600"],
+    ]
+    assert "New questions are not measured: every question trains." in text(target)
+
+
+def test_another_data_set_has_no_trained_questions() -> None:
+    target = console()
+    block = side(0.8, 0.7, 0.8, 0.7) | {"trained_questions": None}
+    show_standing(target, {"unseen": block}, {})
+    said = " ".join(text(target).split())
+    assert "trained questions" not in said.lower()
+    assert "level with a uniform guess" in said
+    show_standing(target, {"unseen": block | {"test_questions": None}}, {})
+    assert "On all questions, the predictor is 0.100 above a uniform guess." in text(target)
+
+
+def test_warnings_stand_out_and_their_absence_is_silent() -> None:
+    target = console()
+    show_warnings(target, [])
+    assert text(target) == ""
+    show_warnings(target, ["The final model is [not] better."])
+    assert "Warning" in text(target)
+    assert "The final model is [not] better." in text(target)
 
 
 def test_ordinal_alignment_is_a_line_of_its_own() -> None:

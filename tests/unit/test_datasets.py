@@ -74,6 +74,31 @@ def test_counts_add_up_over_rows_with_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(only_answer(load(tmp_path, rows)), [7 / 9, 2 / 9])
 
 
+@pytest.mark.parametrize(
+    ("rows", "people"),
+    [
+        ([{"counts": [1, 2]}, {"counts": [3, 0]}], 6),
+        ([{"counts": [1, 2], "weight": 5}], 3),
+        ([{"counts": [1, 2]}, {"counts": [3, 0], "weight": 2}], 9**2 / (3 + 3 * 2**2)),
+        ([{"choice": 0}, {"choice": 1}, {"choice": 1}], 3),
+        ([{"choice": 0}, {"choice": 1, "weight": 3}], 4**2 / (1 + 3**2)),
+        ([{"distribution": [0.5, 0.5]}], None),
+    ],
+)
+def test_number_of_respondents_is_kishs_effective_one(
+    tmp_path: Path, rows: list[dict[str, Any]], people: float | None
+) -> None:
+    (group,) = load(tmp_path, [without("distribution", **row) for row in rows]).groups.values()
+    expected = [] if people is None else [pytest.approx(people)]
+    assert list(group.respondents.values()) == expected
+
+
+def test_a_ranking_does_not_say_how_many_people_ranked(tmp_path: Path) -> None:
+    row = {"group": "N", "prompt": "Q?", "responses": ["a", "b"], "ranking": [1, 0]}
+    (group,) = load(tmp_path, [row]).groups.values()
+    assert group.respondents == {}
+
+
 def test_choices_by_index_and_by_text_agree(tmp_path: Path) -> None:
     rows = [without("distribution", choice=c) for c in (0, "Coffee", 1, "Coffee")]
     np.testing.assert_allclose(only_answer(load(tmp_path, rows)), [0.25, 0.75])

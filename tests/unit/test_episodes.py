@@ -1,5 +1,7 @@
 """Ragged batches and episode sampling against naive loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +86,33 @@ def test_sizes_are_uniform() -> None:
 def test_a_group_without_training_questions_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no training questions"):
         EpisodeSampler((0, 1), (1, 2)).sample(np.arange(0), np.random.default_rng(0))
+
+
+def test_a_fold_is_a_part_of_the_questions_that_differs_between_groups() -> None:
+    table = tiny_table(2000)
+    every = np.arange(2000)
+    chosen = table.fold(every, 0.25)
+    assert len(chosen) == pytest.approx(500, abs=60)
+    assert chosen.tolist() == table.fold(every, 0.25).tolist()
+    other = replace(table, group="Southland").fold(every, 0.25)
+    assert len(set(chosen) & set(other)) == pytest.approx(125, abs=40)  # as by chance
+    assert set(table.fold(every, 0.1)) < set(chosen)
+    assert len(table.fold(every, 0.0)) == 0
+    assert table.fold(every, 1.0).tolist() == every.tolist()
+
+
+def test_a_questions_fold_does_not_depend_on_what_else_is_asked() -> None:
+    table = tiny_table()
+    some = np.arange(10, 40)
+    assert set(table.fold(some, 0.5)) == set(table.fold(np.arange(60), 0.5)) & set(some)
+
+
+@given(chosen=st.sets(st.integers(0, 19), min_size=1).map(sorted))
+def test_picked_questions_are_those_of_the_batch(chosen: list[int]) -> None:
+    table = tiny_table()
+    batch = table.batch(range(20, 40))
+    picked, options = batch.pick(np.array(chosen))
+    expected = table.batch([20 + i for i in chosen])
+    for name in ("embedding", "question", "position", "size", "distribution"):
+        assert torch.equal(getattr(picked, name), getattr(expected, name))
+    assert torch.equal(batch.embedding[options], expected.embedding)

@@ -28,7 +28,7 @@ def table() -> GroupTable:
 def predictor() -> PreferencePredictor:
     torch.manual_seed(0)
     return PreferencePredictor(
-        PredictorConfig(embedding_dim=DIMENSION, prototypes=2, coverage_features=32)
+        PredictorConfig(embedding_dim=DIMENSION, width=16, question_features=32)
     ).eval()
 
 
@@ -78,7 +78,7 @@ def test_an_empty_split_has_no_score(predictor: PreferencePredictor) -> None:
     table = tiny_table()
     train_only = type(table)(
         table.group, table.questions, table.first_row, table.size,
-        np.full(len(table), "train"), table.distribution, table.vectors,
+        np.full(len(table), "train"), table.distribution, table.offered, table.vectors,
     )  # fmt: skip
     scores = evaluate_group(predictor, train_only, context_questions=10, seed=0)
     assert scores["test"].questions == 0

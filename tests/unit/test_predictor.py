@@ -1,5 +1,6 @@
 """The predictor's symmetries and its agreement with slow, direct computations."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.memory import remember
-from pluralllm_fl.pluralistic import PluralisticNetwork
 from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
 from tests.tiny import DIMENSION, tiny_table
 
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.fast
 JOINT, APART = "{question} {option}", "{question}||{option}"
 
 
-@pytest.fixture(params=[("pluralistic", APART), ("pluralistic", JOINT), ("published", JOINT)])
+@pytest.fixture(params=[("transformer", APART), ("transformer", JOINT), ("published", JOINT)])
 def predictor(request: pytest.FixtureRequest) -> PreferencePredictor:
     return build(*request.param)
 
@@ -30,14 +29,14 @@ def build(architecture: str, template: str = APART) -> PreferencePredictor:
     torch.manual_seed(3)
     config = PredictorConfig(
         architecture=architecture, embedding_dim=DIMENSION, width=32, layers=2, feed_forward=48,
-        prototypes=3, coverage_features=64, embedding_template=template,
+        question_features=64, factors=3, embedding_template=template,
     )  # fmt: skip
-    predictor = PreferencePredictor(config).eval()
-    if isinstance(predictor.network, PluralisticNetwork):
-        for prototype in range(2):
-            answers = tiny_table(seed=10 + prototype).batch(range(50))
-            remember(predictor.network, answers, prototype=prototype, ridge=0.1)
-    return predictor
+    predictor = PreferencePredictor(config)
+    with torch.no_grad():  # what starts at zero would hide its mistakes
+        for name, parameter in predictor.named_parameters():
+            scale = 0.002 if name.endswith("covariance") else 0.05  # its unit is 50 logarithms
+            parameter.add_(scale * torch.randn_like(parameter))
+    return predictor.eval()
 
 
 def shuffle_options(batch: QuestionBatch, seed: int) -> tuple[QuestionBatch, torch.Tensor]:
@@ -49,12 +48,6 @@ def shuffle_options(batch: QuestionBatch, seed: int) -> tuple[QuestionBatch, tor
     return replace(
         batch, embedding=batch.embedding[order], distribution=batch.distribution[order]
     ), order
-
-
-def test_a_prototype_is_as_large_as_one_vector_of_the_language_model() -> None:
-    for template, dimension in ((JOINT, DIMENSION), (APART, DIMENSION // 2)):
-        network = build("pluralistic", template).network
-        assert network.memory.shape == (3, dimension + 1, 2 * dimension)
 
 
 def test_order_of_context_questions_does_not_matter(predictor: PreferencePredictor) -> None:
@@ -145,7 +138,7 @@ def test_save_and_load_round_trip(predictor: PreferencePredictor, tmp_path: Path
 def test_damaged_models_are_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"config\.json is missing"):
         PreferencePredictor.from_pretrained(tmp_path)
-    build("pluralistic").save_pretrained(tmp_path)
+    build("transformer").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -153,10 +146,19 @@ def test_damaged_models_are_refused_with_the_reason(tmp_path: Path) -> None:
         PreferencePredictor.from_pretrained(tmp_path)
     weights.write_bytes(whole)
     tensors = load_file(weights)
-    tensors.pop("network.mixing")
+    tensors.pop("network.covariance")
     save_file(tensors, weights)
     with pytest.raises(ArtefactError, match="another model"):
         PreferencePredictor.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ArtefactError, match=r"config\.json is not a predictor config"):
+        PreferencePredictor.from_pretrained(tmp_path)
+
+
+def test_a_config_of_an_earlier_version_is_refused_by_its_missing_keys(tmp_path: Path) -> None:
+    build("transformer").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in values.items() if k != "factors"}))
+    with pytest.raises(ArtefactError, match="factors missing"):
         PreferencePredictor.from_pretrained(tmp_path)

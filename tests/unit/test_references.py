@@ -13,7 +13,7 @@ from scipy.spatial.distance import jensenshannon
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation import context_and_targets
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
-from pluralllm_fl.probes import mlp_probe, ridge_probe
+from pluralllm_fl.probes import RIDGE, mlp_probe, ridge_probe
 from pluralllm_fl.references import (
     SHARPNESS,
     Reference,
@@ -21,6 +21,7 @@ from pluralllm_fl.references import (
     agreement_memory,
     nearest_question,
     reference_alignment,
+    references_by_side,
     seen_answers,
     seen_mean,
     uniform,
@@ -90,6 +91,41 @@ def test_alignment_of_a_reference() -> None:
         [1 - jensenshannon(p, answers[q]) for q, p in ask(workspace, uniform, "Southland").items()]
     )
     assert reference_alignment(workspace, uniform, "Southland") == pytest.approx(expected, abs=1e-6)
+
+
+def test_references_by_side_ask_what_the_predictor_is_asked() -> None:
+    """Every group's test questions, whose answers by the other seen groups are averaged."""
+    workspace = survey()
+    sides = {"seen": SEEN, "unseen": UNSEEN}
+    found = references_by_side(workspace, sides)
+    for side, groups in sides.items():
+        by_group = []
+        for group in groups:
+            table, answers = workspace.table(group), workspace.dataset.groups[group].answers
+            scores = []
+            for question, split in zip(table.questions, table.split, strict=True):
+                if split == "test":
+                    known = held(workspace, question, without=group)
+                    mean = np.mean(known, axis=0) if known else even(question)
+                    scores.append(1 - jensenshannon(mean, answers[question]))
+            by_group.append(np.mean(scores))
+        assert found["marginal"][side]["new"] == pytest.approx(np.mean(by_group), abs=1e-6)
+
+
+def test_noise_floor_is_known_only_where_every_groups_respondents_are() -> None:
+    workspace = survey()
+    known = workspace.dataset.groups
+    silent = {SEEN[0]: GroupPreferences(SEEN[0], known[SEEN[0]].answers)}
+    asked = {
+        name: GroupPreferences(name, g.answers, dict.fromkeys(g.answers, 1e12))
+        for name, g in known.items()
+    }
+    sides = {"seen": SEEN, "unseen": UNSEEN}
+    for groups, seen in ((asked, 1.0), (asked | silent, None)):
+        dataset = dataclasses.replace(workspace.dataset, groups=groups)
+        floor = references_by_side(dataclasses.replace(workspace, dataset=dataset), sides)
+        assert floor["noise_floor"]["seen"]["all"] == (seen and pytest.approx(seen, abs=1e-4))
+        assert floor["noise_floor"]["unseen"]["all"] == pytest.approx(1, abs=1e-4)
 
 
 def test_agreement_of_two_groups_by_hand() -> None:
@@ -228,7 +264,7 @@ def test_ridge_probe_equals_least_squares_with_ridge_rows(config: RunConfig, dim
             left.append(explicit(table.questions[i]))
             right.append(share - share.mean())
     width = left[0].shape[1]
-    left.append(np.sqrt(CONFIG.memory_ridge) * np.eye(width))
+    left.append(np.sqrt(RIDGE) * np.eye(width))
     right.append(np.zeros(width))
     solution = np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=None)[0]
     for question, predicted in ask(workspace, ridge_probe(workspace), group).items():

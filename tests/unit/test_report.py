@@ -62,11 +62,14 @@ def test_report_of_a_completed_run(tmp_path: Path) -> None:
     summary = json.loads((run_dir / "summary.json").read_text())
     page = report_of(run_dir)
     assert page.text.count("first try") == 2
-    assert f"{summary['unseen']['alignment']:.3f} 95% interval" in page.text
-    low, high = summary["unseen"]["interval"]
-    assert f"{low:.3f}–{high:.3f}" in page.text
+    for block in ("test_questions", "trained_questions"):
+        score, (low, high) = (summary["unseen"][block][key] for key in ("alignment", "interval"))
+        assert (
+            f"questions, unseen groups {score:.3f} 95% interval {low:.3f}–{high:.3f}" in page.text
+        )
+    assert f"the paper’s measure: {summary['unseen']['alignment']:.3f}" in page.text
     for expected in (*SEEN, *UNSEEN, "706 MB", "1.4 GB", "7 min 12 s", "9f2c41d07b6e", "+0.017",
-                     "The ceiling is 0.931", "arXiv 2512.08786", "arXiv 2604.04261"):  # fmt: skip
+                     "0.931 (noise floor)", "arXiv 2512.08786", "arXiv 2604.04261"):  # fmt: skip
         assert expected in page.text
     assert "Egypt the update has a NaN in 'blocks.0.attention.weight' train 3 4–5, 8" in page.text
     assert (
@@ -162,8 +165,41 @@ def test_without_summary_the_last_evaluation_is_shown(tmp_path: Path) -> None:
     expected = json.loads((run_dir / "summary.json").read_text())["unseen"]["alignment"]
     (run_dir / "summary.json").unlink()
     page = report_of(run_dir)
-    assert f"{expected:.3f} 95% interval" in page.text
+    assert f"the paper’s measure: {expected:.3f}" in page.text
     assert "summary.json is absent" in page.text
+
+
+def test_a_run_that_did_not_learn_says_so_first(tmp_path: Path) -> None:
+    warning = "The final model is not better than the initial one."
+    page = report_of(write_run(tmp_path / "run", rounds=1, warnings=(warning,)))
+    assert page.text.index(f"Warning: {warning}") < page.text.index("New questions, unseen groups")
+    assert "Warning:" not in report_of(write_run(tmp_path / "other", rounds=1)).text
+
+
+def test_scores_stand_beside_their_references_on_the_same_questions(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", rounds=1)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    text = report_of(run_dir).text
+    for side, marginal, floor in (("unseen", "0.821", "0.931"), ("seen", "0.848", "0.934")):
+        new = summary[side]["test_questions"]
+        scores = f"{new['alignment']:.3f} {new['uniform']:.3f}"
+        assert f"{side} new {scores} {marginal} {floor}" in text
+
+
+def test_without_held_out_questions_new_ones_are_not_measured(tmp_path: Path) -> None:
+    text = report_of(write_run(tmp_path / "run", rounds=1, held_out=False)).text
+    assert "New questions, unseen groups not measured: every question trains" in text
+    assert "seen new not measured: every question trains" in text
+    assert "nan" not in text.lower().replace("a nan in", "")
+    assert "None" not in text.replace("None: every reply", "")
+
+
+def test_references_of_another_shape_are_left_out(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", rounds=1)
+    diagnostics = json.loads((run_dir / "diagnostics.json").read_text())
+    for odd in ({"marginal": {"unseen": 0.8}, "noise_floor": None}, [], {"marginal": {"seen": []}}):
+        write_json(run_dir / "diagnostics.json", {**diagnostics, "references": odd})
+        assert "Marginal" not in report_of(run_dir).text
 
 
 def test_damaged_optional_files_are_named(tmp_path: Path) -> None:

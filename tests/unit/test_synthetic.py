@@ -10,6 +10,7 @@ from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl.datasets import SyntheticSpec, generate, load_dataset
 from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.metrics import noise_floor
 from pluralllm_fl.preferences import PreferenceDataset
 
 pytestmark = pytest.mark.fast
@@ -27,7 +28,7 @@ def test_default_shape(survey: PreferenceDataset) -> None:
     categorical = [q for q in survey.questions if not q.ordinal]
     assert {len(q.options) for q in ordinal} == {4, 5}
     assert {len(q.options) for q in categorical} == {3, 4, 5, 6}
-    assert len({q.topic for q in survey.questions}) >= 10
+    assert len({q.topic for q in survey.questions}) == 6
     assert all(q.ordinal is None or len(q.ordinal) == len(q.options) for q in survey.questions)
 
 
@@ -40,7 +41,7 @@ def test_answers_are_shares_among_the_respondents() -> None:
 
 
 def test_there_is_room_between_the_references(survey: PreferenceDataset) -> None:
-    """Uniform < mean of the other groups < ceiling: knowing the group pays."""
+    """Uniform < mean of the other groups < noise floor: knowing the group pays."""
     uniform: list[float] = []
     others: list[float] = []
     for question in survey.questions:
@@ -49,35 +50,35 @@ def test_there_is_room_between_the_references(survey: PreferenceDataset) -> None
         flat = np.full_like(answers, 1 / answers.shape[1])
         uniform.extend(np.atleast_1d(1 - jensenshannon(answers, flat, axis=1)))
         others.extend(np.atleast_1d(1 - jensenshannon(answers, mean, axis=1)))
-    assert survey.ceiling is not None
-    ceiling = np.mean(list(survey.ceiling.values()))
-    assert 0.65 < np.mean(uniform) < 0.78
+    assert 0.6 < np.mean(uniform) < 0.75
     assert np.mean(others) > np.mean(uniform) + 0.03
-    assert ceiling > 0.95
-    assert np.mean(others) < ceiling - 0.04
+    assert np.mean(others) < 0.95 - 0.04  # noise_floor of 400 respondents: 0.97
 
 
-def test_ceiling_rises_with_respondents_to_one() -> None:
-    ceilings = []
-    for respondents in (50, 400, 10**8):
-        ceiling = generate(SyntheticSpec(4, 40, respondents)).ceiling
-        assert ceiling is not None
-        ceilings.append(np.mean(list(ceiling.values())))
-    assert ceilings[0] < ceilings[1] < ceilings[2]
-    assert ceilings[2] == pytest.approx(1, abs=1e-3)
+def test_everyone_is_asked_every_question() -> None:
+    for group in generate(SyntheticSpec(groups=2, questions=5, respondents=50)).groups.values():
+        assert group.respondents == dict.fromkeys(group.answers, 50.0)
 
 
-def test_ceiling_equals_the_truth_scored_by_scipy() -> None:
-    """The truth is what the same groups answer with practically unlimited respondents."""
-    noisy, exact = generate(SyntheticSpec(3, 30, 400)), generate(SyntheticSpec(3, 30, 10**14))
-    assert noisy.ceiling is not None
+@pytest.mark.parametrize(("respondents", "error"), [(1, 0.04), (10, 0.02), (400, 0.005)])
+def test_noise_floor_is_what_the_truth_scores(respondents: int, error: float) -> None:
+    """The truth is what the same groups answer with practically unlimited respondents.
+
+    The fewer they are, the more the floor's flat prior counts, and the survey is not flat.
+    """
+    noisy = generate(SyntheticSpec(8, 60, respondents))
+    exact = generate(SyntheticSpec(8, 60, 10**14))
     assert noisy.questions == exact.questions
-    for name, group in noisy.groups.items():
-        scores = [
-            1 - jensenshannon(exact.groups[name].answers[q], answer)
-            for q, answer in group.answers.items()
-        ]
-        assert noisy.ceiling[name] == pytest.approx(np.mean(scores), abs=1e-5)
+    scores = [
+        1 - jensenshannon(exact.groups[name].answers[q], answer)
+        for name, group in noisy.groups.items()
+        for q, answer in group.answers.items()
+    ]
+    answers = [p for group in noisy.groups.values() for p in group.answers.values()]
+    question = np.repeat(np.arange(len(answers)), [len(p) for p in answers])
+    people = np.full(len(answers), float(respondents))
+    floor = noise_floor(np.concatenate(answers), people, question).mean()
+    assert floor == pytest.approx(np.mean(scores), abs=error)
 
 
 def test_values_are_shared_within_a_region(survey: PreferenceDataset) -> None:
@@ -95,8 +96,8 @@ def test_wording_carries_the_stance() -> None:
     support = [
         [group.answers[question][:2].sum() for group in survey.groups.values()]
         for question in (
-            by_text["Do you support or oppose opening new coal mines?"],
-            by_text["Do you support or oppose public money for solar roofs?"],
+            by_text["Do you support opening new coal mines?"],
+            by_text["Do you support public money for solar roofs?"],
         )
     ]
     assert np.corrcoef(support)[0, 1] < -0.8

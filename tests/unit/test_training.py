@@ -1,24 +1,28 @@
-"""Losses against torch.distributions, learning, determinism and FedProx."""
+"""Local training: learning, determinism, what is read, FedProx and the schedule."""
 
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl.config import RunConfig, default_run_config
-from pluralllm_fl.episodes import QuestionBatch
-from pluralllm_fl.predictor import Prediction, PredictorConfig, PreferencePredictor
-from pluralllm_fl.training import learning_rate_at, prediction_loss, train_group
+from pluralllm_fl.episodes import GroupTable
+from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.training import TrainingResult, learning_rate_at, train_group
 from tests.tiny import DIMENSION, tiny_table
 
 pytestmark = pytest.mark.fast
 
 CONFIG = dataclasses.replace(
     RunConfig.from_run_config(default_run_config()), width=32, layers=2, feed_forward=48,
-    prototypes=2, coverage_features=64, context_max=10, target_min=5, target_max=15,
+    embedding_template="{question} {option}", question_features=64, factors=3, batch_questions=16,
+    context_max=10, target_min=5, target_max=15,
 )  # fmt: skip
+PUBLISHED = dataclasses.replace(CONFIG, architecture="published")
+both = pytest.mark.parametrize("config", [CONFIG, PUBLISHED], ids=["transformer", "published"])
 
 
 def build(config: RunConfig = CONFIG) -> PreferencePredictor:
@@ -26,110 +30,128 @@ def build(config: RunConfig = CONFIG) -> PreferencePredictor:
     return PreferencePredictor(PredictorConfig.from_run_config(config, DIMENSION))
 
 
-def random_prediction(batch: QuestionBatch) -> Prediction:
-    logits = batch.pad(torch.randn(len(batch.question)))
-    log_p = logits.masked_fill(~batch.mask, -torch.inf).log_softmax(1)
-    return Prediction(batch.flatten(log_p), torch.randn(len(batch.question)))
+def train(
+    predictor: PreferencePredictor, config: RunConfig = CONFIG, table: GroupTable | None = None,
+    **changes: float,
+) -> TrainingResult:  # fmt: skip
+    given = {"server_round": 3, "learning_rate": 1e-3, "local_steps": 5, "seed": 4} | changes
+    return train_group(predictor, table or tiny_table(), config, **given)  # type: ignore[arg-type]
 
 
-def test_losses_equal_direct_computations() -> None:
-    batch = tiny_table().batch(range(12))
-    prediction = random_prediction(batch)
-    q, log_p = batch.distribution, prediction.log_probability
-    assert q is not None
-    assert prediction.log_std is not None
-    cross, divergence, distance = 0.0, 0.0, 0.0
-    for i in range(12):
-        p_i, q_i = log_p[batch.question == i].exp(), q[batch.question == i]
-        middle = (p_i + q_i) / 2
-        cross += float(-(q_i * p_i.log()).sum())
-        divergence += float((p_i * (p_i / middle).log() + q_i * (q_i / middle).log()).sum() / 2)
-        distance += jensenshannon(p_i.numpy(), q_i.numpy())
-    normal = torch.distributions.Normal(log_p.exp(), prediction.log_std.exp())
-    expected = {
-        "cross-entropy": cross / 12,
-        "jensen-shannon": divergence / 12,
-        "alignment": distance / 12,
-        "normal-nll": float(-normal.log_prob(q).mean()),
-    }
-    for name, value in expected.items():
-        assert prediction_loss(prediction, batch, name).item() == pytest.approx(value, abs=2e-5)
+def same(one: PreferencePredictor, other: PreferencePredictor) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "jensen-shannon", "alignment", "normal-nll"])
-def test_training_the_published_network_lowers_the_loss(loss: str) -> None:
-    config = dataclasses.replace(CONFIG, architecture="published", loss=loss)
-    predictor, table = build(config), tiny_table()
+@pytest.mark.parametrize(
+    ("config", "loss"),
+    [
+        (CONFIG, "cross-entropy"),
+        (CONFIG, "alignment"),
+        (PUBLISHED, "cross-entropy"),
+        (PUBLISHED, "alignment"),
+        (PUBLISHED, "normal-nll"),
+    ],
+    ids=lambda value: getattr(value, "architecture", value),
+)
+def test_training_lowers_the_loss(config: RunConfig, loss: str) -> None:
+    config = dataclasses.replace(config, loss=loss)
+    predictor = build(config)
     rounds = [
-        train_group(predictor, table, config, learning_rate=3e-3, local_steps=30, seed=seed).loss
+        train(predictor, config, learning_rate=3e-3, local_steps=20, seed=seed).loss
         for seed in range(6)
     ]
     assert rounds[-1] < rounds[0] - 0.02
 
 
-def test_our_network_learns_to_mix_what_others_remember() -> None:
-    """One group like ours and a stranger: trusting the one that agrees with the context pays."""
-    config = dataclasses.replace(CONFIG, prototypes=3, context_min=5)
-    predictor, own, stranger = build(config), tiny_table(), tiny_table(seed=5)
-    for index, table in enumerate((own, stranger)):
-        train_group(
-            predictor, table, config, learning_rate=0.01, local_steps=1, seed=0,
-            prototype=index,
-        )  # fmt: skip
-    remembered = predictor.state_dict()["network.memory"].clone()
-    predictor.network.mixing.data.fill_(-3.0)  # believe nobody
-    losses = []
-    for seed in range(4):
-        result = train_group(
-            predictor, own, config, learning_rate=0.05, local_steps=40, seed=seed,
-            prototype=2,
-        )  # fmt: skip
-        losses.append(result.loss)
-    assert losses[-1] < losses[0] - 0.05
-    assert torch.equal(predictor.state_dict()["network.memory"][:2], remembered[:2])
+@both
+def test_same_seed_same_bits_whatever_was_drawn_before(config: RunConfig) -> None:
+    """And what is drawn afterwards does not depend on the training."""
+    predictors, after = [build(config), build(config)], []
+    for state, predictor in enumerate(predictors):
+        torch.manual_seed(state)
+        expected = torch.random.get_rng_state()
+        train(predictor, config)
+        after.append(torch.equal(torch.random.get_rng_state(), expected))
+    assert same(*predictors)
+    assert all(after)
+    other = build(config)
+    train(other, config, seed=5)
+    assert not same(other, predictors[0])
 
 
-def test_same_seed_same_bits() -> None:
-    table = tiny_table()
-    states = []
-    for _ in range(2):
-        predictor = build()
-        for prototype in (1, 0):
-            train_group(
-                predictor, table, CONFIG, learning_rate=1e-3, local_steps=5, seed=4,
-                prototype=prototype,
-            )  # fmt: skip
-        states.append(predictor.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+def test_dropout_is_seeded_and_off_in_a_trained_predictor() -> None:
+    none, some = (dataclasses.replace(CONFIG, dropout=p) for p in (0.0, 0.5))
+    trained = []
+    for config in (none, some):
+        predictor = build(config)
+        train(predictor, config)
+        trained.append(predictor.eval())
+    assert not same(*trained)
+    targets = tiny_table().batch(range(10))
+    assert torch.equal(trained[1].predict(None, targets), trained[1].predict(None, targets))
 
 
-def test_training_never_reads_validation_or_test_answers() -> None:
+def test_the_first_round_leaves_factors_and_covariance_alone() -> None:
+    first, later, start = build(), build(), build()
+    config = dataclasses.replace(CONFIG, weight_decay=0.0)
+    train(first, config, server_round=1)
+    train(later, config, server_round=2)
+    for name in ("factors.head.weight", "covariance"):
+        at_first, at_last, before = (
+            p.network.get_parameter(name).detach() for p in (first, later, start)
+        )
+        assert torch.equal(at_first, before)
+        assert not torch.equal(at_last, before)
+
+
+@both
+def test_training_never_reads_validation_or_test_answers(config: RunConfig) -> None:
     table = tiny_table()
     spoiled = table.distribution.copy()
-    held_out = table.members("validation", "test")
-    assert len(held_out)
-    starts = table.size.cumsum() - table.size
-    for i in held_out:
-        spoiled[starts[i] : starts[i] + table.size[i]] = float("nan")
-    results = []
-    for distribution in (table.distribution, spoiled):
-        predictor = build()
-        copy = dataclasses.replace(table, distribution=distribution)
-        train_group(predictor, copy, CONFIG, learning_rate=1e-3, local_steps=8, seed=0)
-        results.append(predictor.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*(r.values() for r in results), strict=True))
+    held_out = np.isin(table.split, ["validation", "test"])
+    assert held_out.any()
+    spoiled[np.repeat(held_out, table.size)] = np.nan
+    predictors = [build(config), build(config)]
+    for predictor, distribution in zip(predictors, (table.distribution, spoiled), strict=True):
+        train(predictor, config, dataclasses.replace(table, distribution=distribution))
+    assert same(*predictors)
 
 
-def test_proximal_term_keeps_the_model_near_the_global_one() -> None:
+def group_of(questions: int, name: str) -> GroupTable:
+    """Return a group with so many training questions and nothing else."""
+    table = dataclasses.replace(tiny_table(questions), group=name)
+    return dataclasses.replace(table, split=np.full(questions, "train"))
+
+
+@pytest.mark.parametrize(
+    ("config", "questions"),
+    [(CONFIG, 1), (CONFIG, 2), (CONFIG, 3), (PUBLISHED, 1), (PUBLISHED, 2)],
+)
+def test_a_group_with_hardly_any_question_trains(config: RunConfig, questions: int) -> None:
+    """Whichever of its questions the Gaussian process is tried on: groups fold differently."""
+    for name in map(str, range(12)):
+        predictor, start = build(config), build(config)
+        result = train(predictor, config, group_of(questions, name), local_steps=2)
+        assert result.questions == questions
+        assert math.isfinite(result.loss)
+        assert all(bool(p.isfinite().all()) for p in predictor.parameters())
+        assert not same(predictor, start)
+
+
+def test_a_group_without_training_questions_is_told_what_to_do() -> None:
+    table = dataclasses.replace(group_of(5, "Northland"), split=np.full(5, "test"))
+    with pytest.raises(ConfigError, match="'Northland' has no training questions: lower"):
+        train(build(), table=table)
+
+
+@both
+def test_the_proximal_term_keeps_the_model_near_the_global_one(config: RunConfig) -> None:
     distances = []
-    config = dataclasses.replace(CONFIG, architecture="published", loss="cross-entropy")
     for mu in (0.0, 10.0):
         predictor = build(config)
         start = [p.detach().clone() for p in predictor.parameters()]
-        train_group(
-            predictor, tiny_table(), config,
-            learning_rate=1e-3, local_steps=20, seed=0, proximal_mu=mu,
-        )  # fmt: skip
+        train(predictor, config, local_steps=20, proximal_mu=mu)
         moved = zip(predictor.parameters(), start, strict=True)
         distances.append(math.sqrt(sum(float((p - s).detach().square().sum()) for p, s in moved)))
     assert distances[1] < 0.6 * distances[0]

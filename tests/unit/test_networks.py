@@ -1,0 +1,116 @@
+"""The contract for networks: a new architecture is one class and one line in a table."""
+
+import ast
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pluralllm_fl
+from pluralllm_fl.baselines import federated
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.episodes import GroupTable, QuestionBatch
+from pluralllm_fl.losses import prediction_loss
+from pluralllm_fl.networks import Network, PredictorConfig
+from pluralllm_fl.predictor import NETWORKS, PreferencePredictor, initial_predictor
+from tests.survey import CONFIG, DIMENSION, UNSEEN, survey
+
+pytestmark = pytest.mark.fast
+
+PACKAGE = Path(pluralllm_fl.__file__).parent
+
+
+class Toy(Network):
+    """A linear score of options, and how much of the likeliest shares of the context to copy."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.score_option = nn.Linear(dimension, 1)
+
+    @classmethod
+    def from_config(cls, config: PredictorConfig) -> Self:
+        return cls(config.embedding_dim)
+
+    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+        if context is None or not len(context):
+            return (torch.zeros(()),)
+        assert context.distribution is not None
+        return (context.distribution.square().mean(),)
+
+    def score(
+        self, context: tuple[Tensor, ...], targets: QuestionBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.score_option(targets.embedding)[:, 0] * (1 + context[0]), None
+
+    def objective(
+        self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
+    ) -> Callable[[], Tensor]:
+        del server_round
+        pool = table.members("train")
+
+        def step() -> Tensor:
+            asked = table.batch(rng.choice(pool, 5, replace=False))
+            logits, _ = self.score(self.encode_context(None), asked)
+            return prediction_loss(asked.log_softmax(logits), None, asked, config.loss)
+
+        return step
+
+
+def test_a_toy_network_trains_is_saved_loaded_and_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(NETWORKS, "toy", Toy)
+    config = dataclasses.replace(CONFIG, architecture="toy", num_server_rounds=5, local_steps=10)
+    workspace = survey(config)
+    trained = federated(workspace, config, lambda *_: None).eval()
+    assert isinstance(trained.network, Toy)
+    start = initial_predictor(config, DIMENSION, "random")
+    seen = workspace.table(workspace.seen[0])
+    asked = seen.batch(seen.members("train"))
+
+    @torch.no_grad()
+    def loss(predictor: PreferencePredictor) -> float:
+        log_p = predictor(None, asked).log_probability
+        return float(prediction_loss(log_p, None, asked, "cross-entropy"))
+
+    assert loss(trained) < loss(start) - 0.01
+    trained.save_pretrained(tmp_path)
+    loaded = PreferencePredictor.from_pretrained(tmp_path)
+    assert loaded.config.architecture == "toy"
+    table = workspace.table(UNSEEN[0])
+    context, targets = table.batch(range(8)), table.batch(range(8, 20))
+    assert torch.equal(loaded.predict(context, targets), trained.predict(context, targets))
+    assert not torch.equal(loaded.predict(None, targets), trained.predict(context, targets))
+
+
+def sources() -> Iterator[tuple[str, ast.AST]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            yield str(path.relative_to(PACKAGE)), node
+
+
+def test_nothing_asks_for_a_networks_type() -> None:
+    classes = {cls.__name__ for cls in NETWORKS.values()}
+    named = {
+        file
+        for file, node in sources()
+        if isinstance(node, ast.Name | ast.Attribute)
+        and (node.id if isinstance(node, ast.Name) else node.attr) in classes
+    }
+    assert named == {"predictor.py"}  # the table
+
+
+def test_nothing_asks_for_an_architectures_name() -> None:
+    """The name stands in the table and in the choices of the config, and is read by the table."""
+    literals: set[str] = set()
+    for file, node in sources():
+        if isinstance(node, ast.Constant) and node.value in NETWORKS:
+            literals.add(file)
+        if isinstance(node, ast.Attribute) and node.attr == "architecture":
+            assert file == "predictor.py", f"{file}, line {node.lineno} reads the architecture"
+    assert literals == {"predictor.py", "config.py", "networks.py"}
