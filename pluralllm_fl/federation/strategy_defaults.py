@@ -9,10 +9,11 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 from flwr.serverapp.strategy import Strategy
 
-# A round moves a weight by about 0.005; Flower's eta = 0.1 and tau = 0.001 would move it by 0.1.
+# A round moves a weight by about 0.005; Flower's eta = 0.1 and tau = 0.001 would move it by up to
+# 0.1. Its beta_1 = 0.9 needs more than the usual 16 rounds to get going.
 _ADAPTIVE: dict[type[Strategy], dict[str, Any]] = {
-    stock.FedAdam: {"eta": 0.04, "tau": 0.01},
-    stock.FedYogi: {"eta": 0.02, "tau": 0.01},
+    stock.FedAdam: {"eta": 0.05, "beta_1": 0.5, "tau": 0.01},
+    stock.FedYogi: {"eta": 0.02, "beta_1": 0.5, "tau": 0.01},
     stock.FedAdagrad: {"eta": 0.02, "tau": 0.01},
 }
 

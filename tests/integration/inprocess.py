@@ -183,8 +183,13 @@ class TinyModel(torch.nn.Module):
                   folder / "model.safetensors")  # fmt: skip
 
 
-def tiny_app(groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN) -> ClientApp:
-    """Return a ClientApp that speaks the project's protocol without any data."""
+def tiny_app(
+    groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN, *, uniform: bool = False
+) -> ClientApp:
+    """Return a ClientApp that speaks the project's protocol without any data.
+
+    Groups have as many answers, and so weigh as much, as letters; `uniform`: they weigh 1.
+    """
     app = ClientApp()
 
     def group_of(context: Context) -> str:
@@ -224,7 +229,7 @@ def tiny_app(groups: Sequence[str] = GROUPS, unseen: Sequence[str] = UNSEEN) -> 
         }
         metrics = MetricRecord(
             {
-                "num-examples": float(len(group)),
+                "num-examples": 1.0 if uniform else float(len(group)),
                 "train-loss": float(np.square(arrays["weight"]).mean()),
                 "questions": len(group),
                 "seconds": 0.01,

@@ -44,6 +44,11 @@ def _huge(reply: Message) -> Message:
     return _set_array(reply, np.full(3, 1e30, dtype=np.float32))
 
 
+def _long(reply: Message) -> Message:
+    """Go far, but not beyond max-update-norm."""
+    return _set_array(reply, np.full(3, 14, dtype=np.float32))
+
+
 def _shape(reply: Message) -> Message:
     return _set_array(reply, np.zeros((3, 1), dtype=np.float32))
 
@@ -126,6 +131,9 @@ TRAIN_FAULTS: dict[str, tuple[Callable[[Message], Message | None], str]] = {
     "no metrics": (_no_metrics, "metric records"),
     "zero weight": (_metric("num-examples", 0.0), "num-examples = 0"),
     "negative weight": (_metric("num-examples", -5.0), "num-examples"),
+    "another weight than told": (_metric("num-examples", 13.0), "instead of the 12 that the node"),
+    "another count than told": (_metric("questions", 13), "questions = 13 instead of the 12"),
+    "long": (_long, "max-update-ratio = 5 times"),
     "absurd weight": (_metric("num-examples", 1e30), "num-examples"),
     "NaN weight": (_metric("num-examples", float("nan")), "num-examples"),
     "list weight": (_metric("num-examples", [1.0]), "num-examples"),
@@ -435,3 +443,62 @@ def test_restarted_node_with_other_data_or_model_is_refused(
         run = tiny_run(tiny_config(tmp_path, num_server_rounds=3, round_retries=0), grid=grid)
     assert f"cannot take part: {reason}" in caplog.text
     assert BAD_GROUP not in events(run, "round")[-1]["by_group"]
+
+
+def test_a_node_that_spoils_the_aggregate_is_found_and_left_out(tmp_path: Path) -> None:
+    """q-FedAvg raises losses to a power: a negative one makes NaN, though the reply looks good."""
+
+    def negative(request: Message, reply: Message, partition: int) -> Message | None:
+        if request.metadata.message_type == "train" and partition == BAD:
+            reply.content["metrics"]["train-loss"] = -0.5
+        return reply
+
+    run = tiny_run(tiny_config(tmp_path / "a", strategy="qfedavg"), fault=negative)
+    assert [(e["round"], e["group"]) for e in events(run, "reply_dropped")] == [
+        (number, BAD_GROUP) for number in (1, 2, 3, 4)
+    ]
+    assert "NaN" in events(run, "reply_dropped")[0]["reason"]
+    others = tiny_run(
+        tiny_config(tmp_path / "b", strategy="qfedavg"),
+        fault=lambda q, r, p: None if (q.metadata.message_type, p) == ("train", BAD) else r,
+    )
+    assert final_arrays(run) == final_arrays(others)
+
+
+def test_momentum_forgets_what_overflowed(tmp_path: Path) -> None:
+    """Nothing limits the norm here, and ten times this step is beyond float32."""
+
+    def huge(request: Message, reply: Message, partition: int) -> Message:
+        config = request.content.config_records.get("config", {})
+        if reply.content.array_records and partition == BAD and config["server-round"] == 2:
+            _set_array(reply, np.full(3, 3e38, dtype=np.float32))
+        return reply
+
+    changes = {
+        "max_update_norm": 0.0, "max_update_ratio": 0.0, "strategy": "fedavgm",
+        "strategy_args": '{"server_momentum": 0.5, "server_learning_rate": 10.0}',
+    }  # fmt: skip
+    run = tiny_run(tiny_config(tmp_path / "a", **changes), fault=huge)
+    (dropped,) = events(run, "reply_dropped")
+    assert (dropped["round"], dropped["group"]) == (2, BAD_GROUP)
+    lost = _failing(1, 1, (BAD,))
+    others = tiny_run(tiny_config(tmp_path / "b", **changes), fault=lost)  # type: ignore[arg-type]
+    assert final_arrays(run) == final_arrays(others)
+
+
+def test_a_strategy_that_is_never_finite_ends_the_run_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.py").write_text(
+        "import numpy as np\n"
+        "from flwr.app import Array, ArrayRecord\n"
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Endless(FedAvg):\n"
+        "    def aggregate_train(self, server_round, replies):\n"
+        "        arrays, metrics = super().aggregate_train(server_round, replies)\n"
+        "        spoilt = {k: Array(np.full(v.shape, np.inf)) for k, v in arrays.items()}\n"
+        "        return ArrayRecord(spoilt), metrics\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(FederationError, match=r"Round 1: .*NaN or infinite.*Try gentler"):
+        tiny_run(tiny_config(tmp_path / "run", strategy="endless:Endless"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
 from pluralllm_fl.federation.packing import unpacked
@@ -129,6 +129,7 @@ def test_events_and_artefacts(tmp_path: Path) -> None:
     assert evaluation["validation_alignment"] == pytest.approx(block["alignment"])
     summary = json.loads((run / "summary.json").read_text())
     assert summary["seen"] == block
+    assert summary["warnings"] == []
     assert summary["rounds"] == 3
     total = [sum(e["bytes_down"] for e in events(run) if "bytes_down" in e), summary["bytes_down"]]
     assert total[0] == total[1]
@@ -213,10 +214,13 @@ def test_differential_privacy_wrapper_works_and_its_noise_is_not_seeded(tmp_path
          "clipping_norm": 1.0, "num_sampled_clients": 4}
     )  # fmt: skip
     name = "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping"
-    results = [
-        final_arrays(tiny_run(tiny_config(tmp_path / k, strategy=name, strategy_args=arguments)))
-        for k in "ab"
-    ]
+    results = []
+    for attempt in "ab":
+        config = tiny_config(
+            tmp_path / attempt, strategy=name, strategy_args=arguments, client_weight="uniform"
+        )
+        grid = InProcessGrid(tiny_app(uniform=True), len(GROUPS))
+        results.append(final_arrays(tiny_run(config, grid=grid)))
     assert results[0] != results[1]
 
 
@@ -261,3 +265,29 @@ def test_early_stopping_does_not_wait_for_a_group_too_small_to_be_scored(tmp_pat
     config = tiny_config(tmp_path, num_server_rounds=8, early_stopping_patience=2)
     stopped = events(tiny_run(config, fault=fault), "early_stopped")
     assert [(e["round"], e["best_round"]) for e in stopped] == [(2, 0)]
+
+
+@pytest.mark.parametrize("riding", [False, True])
+def test_a_run_that_does_not_learn_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, riding: bool
+) -> None:
+    """The model moves away from zero, which the tiny federation's score measures."""
+
+    def worse(request: Message, reply: Message, _: int) -> Message:
+        if request.metadata.message_type == "train":
+            weight = request.content["arrays"]["weight"].numpy()
+            reply.content["arrays"]["weight"] = Array(np.asarray(weight * np.float32(1.1)))
+        return reply
+
+    config = tiny_config(tmp_path, evaluate_with_training=riding)
+    with caplog.at_level("WARNING", logger="flwr.pluralllm_fl"):
+        run = tiny_run(config, fault=worse)
+    (warning,) = json.loads((run / "summary.json").read_text())["warnings"]
+    assert "did not learn: alignment of the unseen groups" in warning
+    (event,) = events(run, "warning")
+    assert (event["text"], event["round"]) == (warning, 4)
+    assert warning in caplog.text
+    # Going on replaces the verdict.
+    tiny_run(tiny_config(tmp_path, resume=str(run), num_server_rounds=9))
+    assert not events(run, "warning")
+    assert json.loads((run / "summary.json").read_text())["warnings"] == []

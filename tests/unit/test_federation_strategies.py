@@ -18,7 +18,7 @@ pytestmark = pytest.mark.fast
 
 
 def build(name: str, **kwargs: Any) -> Strategy:
-    return strategies.build(name, kwargs, train_nodes=8, all_nodes=14, learning_rate=0.5)
+    return strategies.build(name, kwargs, train_nodes=8, all_nodes=14)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "FedAvg", "flwr.serverapp.strategy:FedAvg"])
@@ -26,19 +26,41 @@ def test_names(name: str) -> None:
     assert type(build(name)) is FedAvg
 
 
+PRIVATE = [name for name in strategies.SHORT_NAMES if name.startswith("differentialprivacy")]
+
+
 def test_every_short_name_can_be_built() -> None:
-    needed = {
-        "differentialprivacyserversidefixedclipping": {
-            "noise_multiplier": 1.0, "clipping_norm": 1.0, "num_sampled_clients": 8},
-        "differentialprivacyserversideadaptiveclipping": {
-            "noise_multiplier": 0.1, "num_sampled_clients": 8},
-    }  # fmt: skip
+    assert len(PRIVATE) == 4
     for name in strategies.SHORT_NAMES:
-        assert isinstance(build(name, **needed.get(name, {})), Strategy)
+        needed: dict[str, Any] = {"noise_multiplier": 0.1} if name in PRIVATE else {}
+        if name.endswith("fixedclipping"):
+            needed["clipping_norm"] = 1.0
+        assert isinstance(build(name, **needed), Strategy)
     assert set(strategies.SHORT_NAMES) >= {
         "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm", "fedmedian",
         "fedtrimmedavg", "krum", "multikrum", "bulyan", "qfedavg",
     }  # fmt: skip
+
+
+def test_defaults_follow_the_number_of_nodes_and_may_be_overridden() -> None:
+    multikrum = vars(build("multikrum"))
+    assert (multikrum["num_malicious_nodes"], multikrum["num_nodes_to_select"]) == (2, 6)
+    assert vars(build("multikrum", num_malicious_nodes=1))["num_nodes_to_select"] == 7
+    assert vars(build("multikrum", num_nodes_to_select=3))["num_nodes_to_select"] == 3
+    assert vars(build("bulyan"))["num_malicious_nodes"] == 1
+    assert vars(build("fedadam", eta=0.5))["eta"] == 0.5
+    wrapper = build(PRIVATE[0], noise_multiplier=0.1, strategy={"name": "fedavg"})
+    assert vars(wrapper)["num_sampled_clients"] == 8
+
+
+@pytest.mark.parametrize("inner", [{}, {"strategy": {"fraction_train": 0.5}}])
+def test_noise_is_never_divided_by_more_nodes_than_train(inner: dict[str, Any]) -> None:
+    for name in PRIVATE:
+        needed = {"noise_multiplier": 0.1, "num_sampled_clients": 9, **inner}
+        if name.endswith("fixedclipping"):
+            needed["clipping_norm"] = 1.0
+        with pytest.raises(ConfigError, match=r"num_sampled_clients = 9.*too little noise. Take"):
+            build(name, **needed)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +72,6 @@ def test_every_short_name_can_be_built() -> None:
         ("flwr.serverapp.strategy:FedAvgg", {}, "Did you mean 'FedAvg'"),
         ("collections:OrderedDict", {}, "not a flwr.serverapp.strategy.Strategy"),
         ("flwr.serverapp.strategy:Strategy", {}, "abstract"),
-        (
-            "flwr.serverapp.strategy:DifferentialPrivacyClientSideFixedClipping",
-            {},
-            "Take DifferentialPrivacyServerSideFixedClipping",
-        ),
         ("fedprox", {"proximal_my": 1}, "no 'proximal_my'.*Did you mean 'proximal_mu'"),
         ("fedavg", {"fraction_train": 1.5}, "fraction_train = 1.5 must be between 0 and 1"),
         ("fedavg", {"fraction_train": "all"}, "fraction_train = 'all' must be a number"),
@@ -77,7 +94,7 @@ def test_mistakes_are_explained(name: str, kwargs: dict[str, Any], words: str) -
 
 
 def test_minima_are_capped_where_the_user_said_nothing() -> None:
-    strategy = strategies.build("fedavg", {}, train_nodes=1, all_nodes=2, learning_rate=0.5)
+    strategy = strategies.build("fedavg", {}, train_nodes=1, all_nodes=2)
     assert isinstance(strategy, FedAvg)
     values = (strategy.min_train_nodes, strategy.min_evaluate_nodes, strategy.min_available_nodes)
     assert values == (1, 2, 1)
