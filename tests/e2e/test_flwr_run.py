@@ -57,10 +57,14 @@ def flower(tmp_path: Path, mark: str) -> Iterator[Mapping[str, str]]:
 
 
 def flwr(clone: Path, environment: Mapping[str, str], *words: str) -> str:
-    result = subprocess.run(
-        [BIN / "flwr", *words], cwd=clone, env=environment, capture_output=True, text=True,
-        check=True, timeout=500,
-    )  # fmt: skip
+    for _ in range(3):  # Flower gives its SuperLink 15 s to start, too few on a busy machine
+        result = subprocess.run(
+            [BIN / "flwr", *words], cwd=clone, env=environment, capture_output=True, text=True,
+            timeout=500,
+        )  # fmt: skip
+        if "Failed to start local SuperLink" not in result.stdout + result.stderr:
+            break
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
