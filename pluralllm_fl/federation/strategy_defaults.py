@@ -35,6 +35,8 @@ def defaults(cls: type[Strategy], given: Mapping[str, Any], train_nodes: int) ->
     for kind, values in _ADAPTIVE.items():
         if issubclass(cls, kind):
             ours |= values
+    if issubclass(cls, stock.FedTrimmedAvg):
+        ours["beta"] = 0.25  # a quarter of the nodes; Flower's 0.2 cuts off one of two among eight
     if issubclass(cls, stock.Bulyan):
         ours["num_malicious_nodes"] = max(train_nodes - 3, 0) // 4  # as many as it can bear
     if issubclass(cls, stock.MultiKrum):

@@ -92,10 +92,8 @@ def test_an_attack_on_a_small_part_stays_within_what_honest_nodes_say(strategy: 
                 said.setdefault(server_round, []).append(value)
         return reply
 
-    arguments = {"strategy_args": '{"beta": 0.25}'} if strategy == "fedtrimmedavg" else {}
     federate(
         strategy, "small part", listen, num_server_rounds=6, local_steps=2, max_update_ratio=0.0,
-        **arguments,
     )  # fmt: skip
     spread = [np.ptp(values, axis=0).max() for values in said.values()]
     assert max(spread) > 0
