@@ -57,7 +57,9 @@ def test_it_learns_about_as_much_as_fedavg(tmp_path: Path, fedavg: Path, strateg
     assert alignment(run, -1, "seen") > alignment(run, 0, "seen") + 0.02
     assert alignment(run, -1, "unseen") > alignment(run, 0, "unseen")
     assert alignment(fedavg, -1, "unseen") > alignment(fedavg, 0, "unseen") + 0.03
-    assert alignment(run, -1, "unseen") > alignment(fedavg, -1, "unseen") - 0.05
+    # Krum takes one node's model of every round: what one group alone says.
+    below = 0.1 if strategy == "krum" else 0.05
+    assert alignment(run, -1, "unseen") > alignment(fedavg, -1, "unseen") - below
 
 
 @pytest.mark.parametrize("strategy", ["fedmedian", "fedtrimmedavg", "multikrum", "krum"])

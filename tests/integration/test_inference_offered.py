@@ -28,7 +28,7 @@ WATER = "What do you drink at noon?"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with an untrained predictor."""
     folder = tmp_path_factory.mktemp("run")
-    config = RunConfig.from_run_config(default_run_config())
+    config = RunConfig.from_run_config(default_run_config() | {"synthetic-groups": 8})
     embedder = text_embedder(config)
     embedder.load()
     torch.manual_seed(0)
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     predictor = PreferencePredictor(
         PredictorConfig.from_run_config(config, dimension, embedder.fingerprint)
     )
-    torch.nn.init.normal_(predictor.get_parameter("network.head.weight"), std=0.1)
+    torch.nn.init.normal_(predictor.get_parameter("network.mean.head.weight"), std=0.1)
     predictor.save_pretrained(folder / "model")
     (folder / "run.json").write_text(json.dumps({"config": config.to_run_config()}))
     return folder
