@@ -64,6 +64,8 @@ def flwr(clone: Path, environment: Mapping[str, str], *words: str) -> str:
         )  # fmt: skip
         if "Failed to start local SuperLink" not in result.stdout + result.stderr:
             break
+    else:
+        pytest.skip("Flower's SuperLink does not start within Flower's 15 s on this machine")
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
