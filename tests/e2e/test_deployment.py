@@ -50,7 +50,7 @@ UNSEEN, LATE = "Japan", "Brazil"
 ROUNDS = 5
 SETTINGS: dict[str, int] = {
     "num-server-rounds": ROUNDS, "local-steps": 5, "seed": 3,
-    "prototypes": 2, "coverage-features": 256,
+    "question-features": 64, "width": 32, "feed-forward": 32,
 }  # fmt: skip
 QUESTIONS = 40
 

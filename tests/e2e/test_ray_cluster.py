@@ -33,8 +33,8 @@ BIN = Path(sys.executable).parent
 NODES = 3
 SMALL = {
     "synthetic-groups": 4, "synthetic-questions": 40, "num-server-rounds": 2, "local-steps": 3,
-    "prototypes": 2, "coverage-features": 32, "context-max": 10, "target-min": 5, "target-max": 10,
-    "context-questions": 10, "update-dtype": "int8",
+    "question-features": 32, "width": 16, "feed-forward": 16, "context-questions": 10,
+    "update-dtype": "bfloat16",
 }  # fmt: skip
 # What a program finds that was started with `ray job submit`.
 RAY_JOB = {"runtime_env": {"env_vars": {"OF_THE_JOB": "yes"}}, "metadata": {"job_name": "test"}}

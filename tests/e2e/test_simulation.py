@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = {
     "synthetic-groups": 6, "synthetic-questions": 80, "num-server-rounds": 3, "local-steps": 15,
-    "prototypes": 4, "coverage-features": 256,
+    "question-features": 64, "width": 32, "feed-forward": 32,
 }  # fmt: skip
 
 
