@@ -32,11 +32,16 @@ def _in_the_examples_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def federate(output: Path, strategy: str, *, liar: bool = False, **arguments: float) -> Path:
     config = settings(
         output, synthetic_groups=NODES, synthetic_questions=40, unseen_fraction=0.17,
-        strategy=strategy, strategy_args=json.dumps(arguments), evaluate_every=4,
-        num_server_rounds=4, max_update_ratio=0.0,
+        strategy=strategy, strategy_args=json.dumps(arguments), evaluate_every=2,
+        num_server_rounds=2, max_update_ratio=0.0,
     )  # fmt: skip
     nodes = with_bad_nodes(app, {BAD}, ATTACKS["sign flip x10"]) if liar else app
     return run_on(InProcessGrid(nodes, NODES, config.to_run_config()), config)
+
+
+@pytest.fixture(scope="module")
+def fedavg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return federate(tmp_path_factory.mktemp("fedavg"), "fedavg")
 
 
 def alignment(run: Path) -> list[float]:
@@ -65,21 +70,22 @@ def test_long_updates_are_shortened_to_the_median() -> None:
     np.testing.assert_allclose(to_arrays(record)["weight"], expected, rtol=1e-6)
 
 
-def test_it_stands_where_fedavg_falls(tmp_path: Path) -> None:
-    """One node of five sends its update ten times as long and backwards, without our checks."""
-    honest = alignment(federate(tmp_path / "honest", "fedavg"))
-    fallen = alignment(federate(tmp_path / "fedavg", "fedavg", liar=True))
+def test_it_learns_where_fedavg_is_destroyed(tmp_path: Path, fedavg: Path) -> None:
+    """One node of five sends its update ten times as long and backwards, without our checks.
+
+    The liar's pull is cut to the usual length, not left out: it slows the others down.
+    """
+    untrained, honest = alignment(fedavg)
+    destroyed = alignment(federate(tmp_path / "fedavg", "fedavg", liar=True))[-1]
     run = federate(tmp_path / "own", NAME, liar=True, times=1.0)
-    gained = honest[-1] - honest[0]
-    assert gained > 0.05
-    assert fallen[-1] < honest[-1] - gained / 2
-    assert alignment(run)[-1] > honest[-1] - gained / 4
+    assert destroyed < untrained - 0.1
+    assert untrained < alignment(run)[-1] < honest
     assert json.loads((run / "summary.json").read_text())["warnings"] == []
 
 
-def test_without_a_limit_it_is_fedavg(tmp_path: Path) -> None:
+def test_without_a_limit_it_is_fedavg(tmp_path: Path, fedavg: Path) -> None:
     own = final_arrays(federate(tmp_path / "own", NAME, times=1e9))
-    stock = final_arrays(federate(tmp_path / "stock", "fedavg"))
+    stock = final_arrays(fedavg)
     for name, value in stock.items():
         expected = np.frombuffer(value, dtype=np.float32)
         found = np.frombuffer(own[name], dtype=np.float32)
