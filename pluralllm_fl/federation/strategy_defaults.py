@@ -1,6 +1,6 @@
 """Arguments of stock strategies where Flower's own defaults do not fit this model.
 
-`strategy-args` override them. Found on countries of GlobalOpinionQA outside the paper's split.
+`strategy-args` override them. Checked on countries of GlobalOpinionQA outside the paper's split.
 """
 
 from collections.abc import Mapping
