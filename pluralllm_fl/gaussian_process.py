@@ -59,6 +59,8 @@ def condition(
         What the covariance with the context is multiplied by to give any option's change in logits.
     """
     assert context.distribution is not None
+    if not len(prior):
+        return prior
     same = (context.question[:, None] == context.question[None]).to(prior.dtype)
     identity = torch.eye(len(prior), device=prior.device, dtype=prior.dtype)
     deviation = torch.zeros_like(prior)

@@ -124,7 +124,9 @@ def _post_norm(layer: nn.TransformerEncoderLayer, x: Tensor, known: Tensor) -> T
         attention, width = layer.self_attn, x.shape[1]
         query = F.linear(x, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
         q, k, v = (
-            part.view(len(part), attention.num_heads, -1).transpose(0, 1)[None]
+            part.view(len(part), attention.num_heads, width // attention.num_heads).transpose(0, 1)[
+                None
+            ]
             for part in (query, *known.chunk(2, dim=1))
         )
         attended = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)

@@ -131,3 +131,9 @@ def test_a_group_without_factors_has_no_place() -> None:
     batch = answers(5, 0)
     mean = torch.zeros(len(batch.question)).double()
     assert not latent(batch, mean, torch.zeros(len(mean), 3).double(), 3.0).any()
+
+
+def test_an_empty_context_has_no_coefficients() -> None:
+    none = answers(3, 0).select(torch.zeros(0, dtype=torch.long))
+    empty = torch.zeros(0).double()
+    assert not len(condition(none, empty, torch.zeros(0, 0).double(), torch.tensor(3.0)))

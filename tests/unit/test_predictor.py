@@ -162,3 +162,8 @@ def test_a_config_of_an_earlier_version_is_refused_by_its_missing_keys(tmp_path:
     path.write_text(json.dumps({k: v for k, v in values.items() if k != "factors"}))
     with pytest.raises(ArtefactError, match="factors missing"):
         PreferencePredictor.from_pretrained(tmp_path)
+
+
+def test_without_targets_nothing_is_predicted(predictor: PreferencePredictor) -> None:
+    table = tiny_table()
+    assert not len(predictor.predict(table.batch(range(5)), table.batch([])))

@@ -166,3 +166,9 @@ def test_learning_rate_schedule() -> None:
     assert 0 < rates[-1] < 0.03
     constant = dataclasses.replace(config, learning_rate_schedule="constant")
     assert {learning_rate_at(constant, r) for r in range(1, 11)} == {1.0}
+
+
+def test_contexts_may_be_empty() -> None:
+    config = dataclasses.replace(CONFIG, context_min=0, context_max=0)
+    predictor = build(config)
+    assert math.isfinite(train(predictor, config, server_round=2).loss)
