@@ -323,7 +323,8 @@ def test_model_is_that_of_the_simulation_bit_for_bit(
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     answer = CliRunner().invoke(app, [
         "simulate", "--dataset", str(tmp_path / "all.jsonl"), "--seen", ";".join(TRAINING),
-        "--unseen", f"{UNSEEN};{LATE}", "--output-dir", str(tmp_path / "runs"), "--final", *settings,
+        "--unseen", f"{UNSEEN};{LATE}", "--output-dir", str(tmp_path / "runs"),
+        "--final", *settings,
         f"--set=embedding-cache={tmp_path / 'cache'}", "--set=run-name=simulated",
     ])  # fmt: skip
     assert answer.exit_code == 0, answer.output
