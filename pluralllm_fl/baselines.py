@@ -22,19 +22,17 @@ def federated(workspace: Workspace, config: RunConfig, on_round: OnRound) -> Pre
     ``strategy-args`` holds ``fraction_train``, a round draws that share of the groups.
     """
     predictor = _start(workspace, config)
-    weights = _weights(workspace, config)
     for server_round in range(1, config.num_server_rounds + 1):
         received = {name: value.clone() for name, value in predictor.state_dict().items()}
         total = {name: torch.zeros_like(value) for name, value in received.items()}
         drawn = drawn_groups(workspace.seen, config, server_round)
-        for group in drawn:
+        for group, share in _weights(workspace, config, drawn).items():
             predictor.load_state_dict(received)
             train_group(
                 predictor, workspace.table(group), config, server_round=server_round,
                 learning_rate=learning_rate_at(config, server_round),
                 local_steps=config.local_steps, seed=round_seed(config.seed, server_round, group),
             )  # fmt: skip
-            share = weights[group] / sum(weights[other] for other in drawn)
             for name, value in predictor.state_dict().items():
                 total[name] += share * value
         predictor.load_state_dict(total)
@@ -51,7 +49,7 @@ def centralised(workspace: Workspace, config: RunConfig, on_round: OnRound) -> P
     predictor = _start(workspace, config)
     optimizer = FlatAdamW(list(predictor.parameters()), config.learning_rate, config.weight_decay)
     rng = np.random.default_rng(config.seed)
-    weights = _weights(workspace, config)
+    weights = _weights(workspace, config, workspace.seen)
     for server_round in range(1, config.num_server_rounds + 1):
         optimizer.learning_rate = learning_rate_at(config, server_round)
         steps = {
@@ -89,9 +87,9 @@ def drawn_groups(groups: tuple[str, ...], config: RunConfig, server_round: int) 
     return tuple(groups[i] for i in sorted(chosen))
 
 
-def _weights(workspace: Workspace, config: RunConfig) -> dict[str, float]:
-    """Return every seen group's weight in an average; they sum to 1."""
-    answers = {g: float(len(workspace.table(g).members("train"))) for g in workspace.seen}
+def _weights(workspace: Workspace, config: RunConfig, groups: tuple[str, ...]) -> dict[str, float]:
+    """Return every group's weight in an average of these; they sum to 1."""
+    answers = {g: float(len(workspace.table(g).members("train"))) for g in groups}
     if config.client_weight == "uniform":
         answers = dict.fromkeys(answers, 1.0)
     total = sum(answers.values())

@@ -4,13 +4,11 @@ Written after a simulation, where all data is local; a deployment has no such fi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.episodes import GroupTable, IntArray
@@ -23,12 +21,12 @@ from pluralllm_fl.evaluation import (
     predict_targets,
     score_targets,
 )
-from pluralllm_fl.inference import require_same_embedding, run_config
+from pluralllm_fl.inference import open_run
 from pluralllm_fl.metrics import ordinal_alignment
 from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.references import references_by_side
 from pluralllm_fl.runs import read_json
-from pluralllm_fl.workspace import Workspace, open_workspace
+from pluralllm_fl.workspace import Workspace
 
 CONTEXT_SIZES = (0, 1, 2, 5, 10, 20, 50)
 OTHER_GROUPS = 5  # strangers whose answers each group is shown in the wrong-context control
@@ -47,12 +45,7 @@ def write_diagnostics(run: Path) -> dict[str, Any]:
     """
     if read_json(run / "run.json").get("mode") == "deployment":
         raise ConfigError("they need every group's answers, which a deployment keeps apart.")
-    config = replace(run_config(run), device="auto")
-    workspace = open_workspace(config)
-    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
-    predictor = PreferencePredictor.from_pretrained(run / "model")
-    require_same_embedding(predictor, workspace.embedding_fingerprint)
-    predictor.to(workspace.vectors.device)
+    workspace, predictor = open_run(run)
     result = diagnose(predictor, workspace)
     RunDirectory(run).write_json("diagnostics.json", result)
     return result

@@ -18,6 +18,7 @@ from pluralllm_fl.preferences import (
     Question,
     QuestionSplit,
     question_split,
+    unit_interval,
 )
 
 IntArray = NDArray[np.int64]
@@ -114,25 +115,26 @@ class QuestionBatch:
             None if offered is None else offered.to(device),
         )
 
-    def pick(self, questions: IntArray) -> tuple[Self, Tensor]:
+    def pick(self, questions: Tensor | IntArray) -> tuple[Self, Tensor]:
         """Return some of the questions (`select`), and the indices of their options, (n,)."""
-        chosen = torch.from_numpy(questions).to(self.size.device)
-        options = torch.isin(self.question, chosen).nonzero()[:, 0]
-        return self.select(chosen), options
+        chosen = torch.as_tensor(questions, device=self.size.device)
+        number = self.question.new_full((len(self),), -1)
+        number[chosen] = torch.arange(len(chosen), device=number.device)
+        place = number[self.question]
+        options = (place >= 0).nonzero()[:, 0]
+        picked = type(self)(
+            self.embedding[options],
+            place[options],
+            self.position[options],
+            self.size[chosen],
+            None if self.distribution is None else self.distribution[options],
+            None if self.offered is None else self.offered[options],
+        )
+        return picked, options
 
     def select(self, questions: Tensor) -> Self:
         """Return some of the questions, by index in increasing order, with their options."""
-        number = self.question.new_full((len(self),), -1)
-        number[questions] = torch.arange(len(questions), device=number.device)
-        kept = number[self.question] >= 0
-        return type(self)(
-            self.embedding[kept],
-            number[self.question][kept],
-            self.position[kept],
-            self.size[questions],
-            None if self.distribution is None else self.distribution[kept],
-            None if self.offered is None else self.offered[kept],
-        )
+        return self.pick(questions)[0]
 
     def without_answers(self) -> Self:
         """Return the same questions, with nothing that is known of the group."""
@@ -213,8 +215,8 @@ class GroupTable:
     def fold(self, questions: IntArray, share: float) -> IntArray:
         """Return about this share of the questions: the same in any run, others in each group."""
         texts = (f"fold\0{self.group}\0{self.questions[i].id}" for i in questions)
-        draws = [int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) for text in texts]
-        chosen: IntArray = questions[np.array(draws, dtype=np.float64) / 16**13 < share]
+        draws = [unit_interval(hashlib.sha256(text.encode()).hexdigest()) for text in texts]
+        chosen: IntArray = questions[np.array(draws) < share]
         return chosen
 
     def answers(self, questions: Sequence[int] | IntArray) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from pluralllm_fl.config import Value
 
@@ -27,3 +28,8 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return an object out of JSON, else an empty one."""
+    return value if isinstance(value, dict) else {}

@@ -28,7 +28,7 @@ from pluralllm_fl.predictor import PreferencePredictor
 from pluralllm_fl.preferences import BoolArray, Question
 from pluralllm_fl.references import references_by_side
 from pluralllm_fl.runs import read_json
-from pluralllm_fl.workspace import for_nodes, is_elastic, open_workspace
+from pluralllm_fl.workspace import Workspace, for_nodes, is_elastic, open_workspace
 
 Answers = Mapping[tuple[str, tuple[str, ...]], Sequence[float]]
 Offered = Mapping[tuple[str, tuple[str, ...]], Sequence[str]]
@@ -258,6 +258,27 @@ def predict_distribution(
     return pluralist.condition(answers, offers).predict(question, options, offered)
 
 
+def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]:
+    """Open the data and the model of a finished run, with as many threads as the run had.
+
+    Parameters
+    ----------
+    changes
+        Replace values of the run's config.
+
+    Raises
+    ------
+    ArtefactError
+        When run.json or the model is missing or damaged, or the language model is another one.
+    """
+    config = replace(run_config(run), device="auto", **changes)
+    workspace = open_workspace(config)
+    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
+    predictor = PreferencePredictor.from_pretrained(run / "model")
+    require_same_embedding(predictor, workspace.embedding_fingerprint)
+    return workspace, predictor.to(workspace.vectors.device)
+
+
 def evaluate_run(
     run: Path,
     dataset: str,
@@ -291,15 +312,10 @@ def evaluate_run(
     """
     trained = run_config(run)
     shown = trained.context_questions if context_questions is None else context_questions
-    config = replace(
-        trained, dataset=dataset, seen_groups=";".join(groups), unseen_groups="",
-        context_questions=shown, device="auto",
+    workspace, predictor = open_run(
+        run, dataset=dataset, seen_groups=";".join(groups), unseen_groups="",
+        context_questions=shown,
     )  # fmt: skip
-    workspace = open_workspace(config)
-    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
-    predictor = PreferencePredictor.from_pretrained(run / "model")
-    require_same_embedding(predictor, workspace.embedding_fingerprint)
-    predictor.to(workspace.vectors.device)
     participants = set(_recorded(run, "seen", list))
     own = dataset == trained.dataset
     left_out = participants if own else set()
@@ -327,6 +343,6 @@ def evaluate_run(
     # The marginal is of the groups that trained, whichever are asked; the targets are those of the
     # draw. The tables, which the workspaces share, keep the run's split of questions.
     answered = tuple(sorted(participants & set(workspace.dataset.groups)))
-    of_run = replace(workspace, seen=answered, config=replace(config, seed=draw))
+    of_run = replace(workspace, seen=answered, config=replace(workspace.config, seed=draw))
     found["references"] = references_by_side(of_run, {s: sides[s] for s in found}, marginal=own)
     return found

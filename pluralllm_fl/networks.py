@@ -1,5 +1,6 @@
 """What a network is: the contract that every architecture keeps, and what builds one."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -57,9 +58,12 @@ class Network(nn.Module, ABC):
     """
 
     @classmethod
-    @abstractmethod
     def from_config(cls, config: PredictorConfig) -> Self:
-        """Build the network with random weights from torch's global generator."""
+        """Build the network with random weights from torch's global generator.
+
+        Arguments of a network's constructor are named as attributes of `PredictorConfig`.
+        """
+        return cls(**{name: getattr(config, name) for name in inspect.signature(cls).parameters})
 
     @abstractmethod
     def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:

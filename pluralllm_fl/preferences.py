@@ -142,6 +142,11 @@ def zeros_not_offered(dataset: PreferenceDataset) -> PreferenceDataset:
     return replace(dataset, groups={name: read(group) for name, group in dataset.groups.items()})
 
 
+def unit_interval(digest: str) -> float:
+    """Read a hexadecimal digest as a number in [0, 1), uniform over digests."""
+    return int(digest[:13], 16) / 16**13
+
+
 def question_split(
     question: Question, seed: int, validation_fraction: float, test_fraction: float
 ) -> QuestionSplit:
@@ -150,7 +155,7 @@ def question_split(
     The hash is of the text alone, so that one prompt with two lists of options never lands
     on both sides.
     """
-    draw = int(_digest("split", str(seed), question.text)[:13], 16) / 16**13
+    draw = unit_interval(_digest("split", str(seed), question.text))
     if draw < test_fraction:
         return "test"
     return "validation" if draw < test_fraction + validation_fraction else "train"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Self, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.episodes import EpisodeSampler, GroupTable, QuestionBatch
 from pluralllm_fl.losses import prediction_loss
-from pluralllm_fl.networks import Network, PredictorConfig
+from pluralllm_fl.networks import Network
 
 
 class PublishedNetwork(Network):
@@ -47,17 +47,6 @@ class PublishedNetwork(Network):
         self.width = width
         self.head = nn.Sequential(
             nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, 2)
-        )
-
-    @classmethod
-    def from_config(cls, config: PredictorConfig) -> Self:
-        """Build the network that a config describes."""
-        return cls(
-            embedding_dim=config.embedding_dim,
-            width=config.width,
-            layers=config.layers,
-            heads=config.heads,
-            feed_forward=config.feed_forward,
         )
 
     def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pluralllm_fl.formats import number
+from pluralllm_fl.formats import mapping, number
 
 # Kind of questions -> split of the evaluation.
 SPLITS: dict[str, Literal["test", "train", "all"]] = {
@@ -63,7 +63,7 @@ def standings(blocks: Mapping[str, Json | None], references: Json) -> list[Stand
     found = []
     for side in ("unseen", "seen"):
         if block := blocks.get(side):
-            parts = {kind: _mapping(block.get(key)) for kind, key in _BLOCKS.items()} | {
+            parts = {kind: mapping(block.get(key)) for kind, key in _BLOCKS.items()} | {
                 "all": block
             }
             found += [_standing(side, kind, parts[kind], references) for kind in _kinds(parts)]
@@ -103,7 +103,7 @@ def _kinds(parts: Mapping[str, Json]) -> list[str]:
 
 def _standing(side: str, kind: str, block: Json, references: Json) -> Standing:
     marginal, floor = (
-        number(_mapping(_mapping(references.get(name)).get(side)).get(kind))
+        number(mapping(mapping(references.get(name)).get(side)).get(kind))
         for name in ("marginal", "noise_floor")
     )
     return Standing(
@@ -116,7 +116,3 @@ def _apart(value: float, other: float, name: str) -> str:
     if float(difference) == 0:
         return f"level with {name}"
     return f"{difference} {'above' if value > other else 'below'} {name}"
-
-
-def _mapping(value: object) -> Json:
-    return value if isinstance(value, dict) else {}

@@ -6,7 +6,7 @@ Notation of docs/recipe.md: a question is a unit vector ``q``; an option is a un
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pluralllm_fl.episodes import EpisodeSampler, GroupTable, IntArray, Question
 from pluralllm_fl.features import centred, directions, orthogonal_frequencies
 from pluralllm_fl.gaussian_process import condition, covariance, latent
 from pluralllm_fl.losses import prediction_loss
-from pluralllm_fl.networks import Network, PredictorConfig
+from pluralllm_fl.networks import Network
 
 BIAS = math.sqrt(0.5)  # constant beside q: options have a meaning of their own
 SQUARES = math.sqrt(0.5)  # length of an option's squares
@@ -166,20 +166,6 @@ class TransformerNetwork(Network):
         frequencies = QUESTION_SCALE * orthogonal_frequencies(question_features // 2, dimension)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    @classmethod
-    def from_config(cls, config: PredictorConfig) -> Self:
-        """Build the network that a config describes."""
-        return cls(
-            dimension=config.dimension,
-            width=config.width,
-            layers=config.layers,
-            heads=config.heads,
-            feed_forward=config.feed_forward,
-            dropout=config.dropout,
-            question_features=config.question_features,
-            factors=config.factors,
-        )
-
     def numbers(self) -> dict[str, Tensor]:
         """Return the logarithms of the covariance's numbers."""
         learned = (COVARIANCE_SPEED * self.covariance).unbind()
@@ -244,7 +230,7 @@ class TransformerNetwork(Network):
         if len(pool) > MOST_QUESTIONS:
             pool = rng.choice(pool, MOST_QUESTIONS, replace=False)
         early = server_round <= max(2, config.num_server_rounds * TRIED_UNTIL)
-        tried = np.isin(pool, table.fold(pool, TRIED if early else 0.0))
+        tried = np.isin(pool, table.fold(pool, TRIED) if early else [])
         if tried.all():
             tried[0] = False
         trained, held = pool[~tried], pool[tried]

@@ -1,21 +1,19 @@
 """What an audit is of: a finished simulation run, and the models that its rounds began with."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pluralllm_fl.audit.updates import Weights
 from pluralllm_fl.baselines import federated
 from pluralllm_fl.errors import ArtefactError, ConfigError
-from pluralllm_fl.inference import require_same_embedding, run_config
+from pluralllm_fl.inference import open_run
 from pluralllm_fl.predictor import PreferencePredictor, initial_predictor
 from pluralllm_fl.runs import read_json
-from pluralllm_fl.workspace import Workspace, open_workspace
+from pluralllm_fl.workspace import Workspace
 
 # What is being done, how much of it is done, how much there is.
 OnWork = Callable[[str, int, int], None]
@@ -43,8 +41,8 @@ def open_subject(run: Path) -> Subject:
             f"{run} holds no model: the run is {record.get('status', 'unfinished')}. Finish it "
             f"with: pluralllm simulate --resume '{run}'."
         )
-    config = replace(run_config(run), device="auto")
-    workspace = open_workspace(config)
+    workspace, predictor = open_run(run)
+    config = workspace.config
     held = {g: len(answers) for g, answers in workspace.dataset.groups.items()}
     recorded = record.get("dataset", {}).get("groups", {})
     if changed := [g for g, number in recorded.items() if held.get(g) != number]:
@@ -52,11 +50,8 @@ def open_subject(run: Path) -> Subject:
             f"The data in {config.dataset} are not those of the run: group '{changed[0]}' had "
             f"{recorded[changed[0]]} questions and has {held.get(changed[0], 0)}. Restore the file."
         )
-    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
-    predictor = PreferencePredictor.from_pretrained(run / "model")
-    require_same_embedding(predictor, workspace.embedding_fingerprint)
     rounds = int(record.get("completed_rounds") or config.num_server_rounds)
-    return Subject(run, workspace, predictor.to(workspace.vectors.device).eval(), rounds)
+    return Subject(run, workspace, predictor, rounds)
 
 
 def kept(subject: Subject, server_round: int) -> tuple[str, Weights] | None:

@@ -243,11 +243,6 @@ class _Session:
 
     def _callbacks(self) -> tuple[EarlyStopping | None, list[Callback]]:
         config = self.config
-        if config.early_stopping_patience and not config.validation_fraction:
-            raise ConfigError(
-                "early-stopping-patience needs validation questions: set validation-fraction "
-                "above 0."
-            )
         patience = config.early_stopping_patience
         stopping = EarlyStopping(patience) if patience else None
         self.writer = CheckpointWriter(self.directory, config.checkpoint_every, stopping)

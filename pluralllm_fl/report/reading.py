@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.formats import number
+from pluralllm_fl.formats import mapping, number
 from pluralllm_fl.standing import Standing, standings
 
 SCHEMA = 1
@@ -42,7 +42,7 @@ class Scores:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95% interval of the mean over groups; None for a single group."""
-        several = len(_mapping(self.block.get("by_group"))) > 1
+        several = len(mapping(self.block.get("by_group"))) > 1
         return _interval(self.block.get("interval")) if several else None
 
     @property
@@ -59,10 +59,10 @@ class Scores:
     def groups(self) -> list[GroupScore]:
         """Every group, best first; a group without its own uniform score has the side's mean."""
         intervals, questions, uniform = (
-            _mapping(self.block.get(key)) for key in ("intervals", "questions", "uniform_by_group")
+            mapping(self.block.get(key)) for key in ("intervals", "questions", "uniform_by_group")
         )
         found = []
-        for name, value in _mapping(self.block.get("by_group")).items():
+        for name, value in mapping(self.block.get("by_group")).items():
             if (score := number(value)) is None:
                 continue
             own_uniform = number(uniform.get(name, self.block.get("uniform")))
@@ -153,7 +153,7 @@ class Run:
 
     def mapping(self, key: str) -> Json:
         """Return an object of run.json (``config``, ``versions``, ``dataset``), maybe empty."""
-        return _mapping(self.record.get(key))
+        return mapping(self.record.get(key))
 
     def groups_of(self, side: str) -> list[str]:
         """Names of a side's groups."""
@@ -304,7 +304,7 @@ def _totals(run: Run, summary: Json) -> dict[str, float]:
 def _diagnostics(content: Json) -> Diagnostics:
     curve = {
         side: [number(v) for v in values]
-        for side, values in _mapping(content.get("context_curve")).items()
+        for side, values in mapping(content.get("context_curve")).items()
         if isinstance(values, list)
     }
     sizes = content.get("context_sizes")
@@ -315,13 +315,13 @@ def _diagnostics(content: Json) -> Diagnostics:
         gain=_numbers(content.get("context_gain")),
         wrong=_numbers(content.get("wrong_context")),
         ordinal=_numbers(content.get("ordinal_alignment")),
-        references=_mapping(content.get("references")),
+        references=mapping(content.get("references")),
         examples=[e for e in map(_example, examples if isinstance(examples, list) else []) if e],
     )
 
 
 def _example(content: object) -> Example | None:
-    entry = _mapping(content)
+    entry = mapping(content)
     parts = [entry.get(key) for key in ("options", "true", "predicted")]
     if not all(isinstance(part, list) for part in parts) or len({len(p or []) for p in parts}) != 1:
         return None
@@ -355,12 +355,8 @@ def _interval(value: object) -> tuple[float, float] | None:
 
 
 def _numbers(value: object) -> dict[str, float]:
-    numbers = {key: number(entry) for key, entry in _mapping(value).items()}
+    numbers = {key: number(entry) for key, entry in mapping(value).items()}
     return {key: entry for key, entry in numbers.items() if entry is not None}
-
-
-def _mapping(value: object) -> Json:
-    return value if isinstance(value, dict) else {}
 
 
 def _round(event: Json) -> int:
