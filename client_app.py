@@ -3,9 +3,9 @@
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from pluralllm_fl.federation.clipping import clipped
 from pluralllm_fl.federation.node import LocalNode, discreet
-from pluralllm_fl.federation.packing import in_one_piece
+from pluralllm_fl.wire.clipping import clipped
+from pluralllm_fl.wire.packing import in_one_piece
 
 app = ClientApp(mods=[in_one_piece, clipped])
 

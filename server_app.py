@@ -11,8 +11,8 @@ from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import PluralLLMError
 from pluralllm_fl.federation.ending import log_ending
 from pluralllm_fl.federation.session import run_federation
-from pluralllm_fl.predictor import initial_predictor
-from pluralllm_fl.training import learning_rate_at
+from pluralllm_fl.predictor.model import initial_predictor
+from pluralllm_fl.predictor.training import learning_rate_at
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 app = ServerApp()

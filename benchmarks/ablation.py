@@ -21,11 +21,11 @@ from store import Run, Store, measured, options, script, shared_facts, show
 from torch import Tensor
 from trained import HISTORY, configured, context_curve, unseen_block
 
-from pluralllm_fl import transformer
-from pluralllm_fl.baselines import federated
 from pluralllm_fl.datasets.globalopinionqa import SEEN, UNSEEN
-from pluralllm_fl.episodes import QuestionBatch
-from pluralllm_fl.transformer import TransformerNetwork
+from pluralllm_fl.evaluation.baselines import federated
+from pluralllm_fl.predictor import transformer
+from pluralllm_fl.predictor.episodes import QuestionBatch
+from pluralllm_fl.predictor.transformer import TransformerNetwork
 from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
 
 LEAST_ANSWERS = 250

@@ -1,7 +1,7 @@
 """Our recipe against the published one: rounds and bytes to the published alignment, and what both
 reach, over seeds.
 
-Trains in this process with the project's own training code (`pluralllm_fl.baselines`); the paper's
+Trains in this process with the project's own training code (`evaluation.baselines`); the paper's
 split of groups; with 66 seen countries, 12 of them train in a round. speed.py measures the seconds.
 Prints tables and writes convergence.json beside this file; `--recipes` measures some again and
 keeps the others' runs. A run of ours takes two minutes on one core, of the published recipe ten.
@@ -24,8 +24,8 @@ from trained import (
     unseen_block,
 )
 
-from pluralllm_fl.baselines import drawn_groups
-from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.evaluation.baselines import drawn_groups
+from pluralllm_fl.predictor.model import PreferencePredictor
 
 # Paired differences, seed by seed.
 COMPARED = (

@@ -19,15 +19,15 @@ import torch
 from store import Measure, Run, Store, options, script, shared_facts, show
 from trained import configured, train
 
-from pluralllm_fl.episodes import GroupTable
-from pluralllm_fl.evaluation import (
+from pluralllm_fl.evaluation.references import Reference, seen_mean
+from pluralllm_fl.evaluation.scores import (
     beside_answers,
     context_and_targets,
     predict_targets,
     score_targets,
 )
-from pluralllm_fl.predictor import PreferencePredictor
-from pluralllm_fl.references import Reference, seen_mean
+from pluralllm_fl.predictor.episodes import GroupTable
+from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
 
 SIZES = (0, 20, 50)

@@ -40,12 +40,12 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from pluralllm_fl.config import Value, app_directory
-from pluralllm_fl.evaluation import EVALUATION_SPLITS
-from pluralllm_fl.federation import updates
-from pluralllm_fl.federation.checks import SCORE_KEYS
-from pluralllm_fl.federation.packing import packed, unpacked
-from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
-from pluralllm_fl.federation.supervisor import FlowerConnection
+from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS
+from pluralllm_fl.federation.reply_checks import SCORE_KEYS
+from pluralllm_fl.processes.supervisor import FlowerConnection
+from pluralllm_fl.wire import rounding
+from pluralllm_fl.wire.packing import packed, unpacked
+from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
 DIMENSION = 2 * 384  # of a row: MiniLM's vectors of question and option
@@ -307,7 +307,7 @@ def _answer(message: Message, number: int) -> RecordDict:
     received = to_arrays(unpacked(message.content).array_records["arrays"])
     arrays = moved(received, 1e-6 * number)
     if dtype != "float32":
-        arrays = updates.encode(arrays, received)
+        arrays = rounding.encode(arrays, received)
     metrics = MetricRecord(
         {"num-examples": 1.0, "train-loss": 1.0, "questions": 80, "seconds": 0.0}
     )

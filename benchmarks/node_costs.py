@@ -41,9 +41,9 @@ from scale import training_seconds
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.embedding.cache import default_cache_dir
-from pluralllm_fl.federation import updates
-from pluralllm_fl.federation.packing import packed
-from pluralllm_fl.federation.records import to_arrays, to_record
+from pluralllm_fl.wire import rounding
+from pluralllm_fl.wire.packing import packed
+from pluralllm_fl.wire.records import to_arrays, to_record
 
 ROOT = Path(__file__).resolve().parents[1]
 IDLE = (0, 50, 600)  # light nodes that wait; the last are more than one SuperLink can serve
@@ -219,7 +219,7 @@ def node(server: Server, group: str, folder: Path) -> dict[str, Any]:
 
 def objects_a_message() -> dict[str, int]:
     """Return how many objects a training reply consists of: each is a request of its own."""
-    from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+    from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 
     config = RunConfig.from_run_config(default_run_config())
     model = PreferencePredictor(PredictorConfig.from_run_config(config, DIMENSION))
@@ -228,7 +228,7 @@ def objects_a_message() -> dict[str, int]:
     for dtype in ("float32", "bfloat16"):
         sent = arrays
         if dtype != "float32":
-            sent = updates.encode(moved(arrays, 1e-3), arrays)
+            sent = rounding.encode(moved(arrays, 1e-3), arrays)
         content = packed(RecordDict({"arrays": to_record(sent), "config": ConfigRecord()}))
         found[dtype] = len(get_all_nested_objects(content)) + 1  # the message itself
     return found

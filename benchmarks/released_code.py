@@ -2,14 +2,14 @@
 
 Context and target tokens are one sequence; a square mask lets every token attend to the context
 tokens; a Python loop takes the softmax over the options of one question after the other. Written
-apart from `pluralllm_fl.published`, for comparison with it.
+apart from `pluralllm_fl.predictor.published`, for comparison with it.
 """
 
 import torch
 from torch import Tensor, nn
 
-from pluralllm_fl.episodes import QuestionBatch
-from pluralllm_fl.published import PublishedNetwork
+from pluralllm_fl.predictor.episodes import QuestionBatch
+from pluralllm_fl.predictor.published import PublishedNetwork
 
 
 class ReleasedNetwork(nn.Module):

@@ -30,8 +30,8 @@ from resources import tree_bytes
 
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.devices import available_cpus
-from pluralllm_fl.federation.launcher import PrivateSuperLink
-from pluralllm_fl.predictor import initial_predictor
+from pluralllm_fl.predictor.model import initial_predictor
+from pluralllm_fl.processes.launcher import PrivateSuperLink
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_OP_CLIENT = """

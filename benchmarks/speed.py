@@ -25,14 +25,14 @@ from released_code import ReleasedNetwork
 from store import read, script
 from trained import PUBLISHED, configured
 
-from pluralllm_fl.baselines import federated
 from pluralllm_fl.config import RunConfig, embedding_parts
-from pluralllm_fl.episodes import EpisodeSampler, GroupTable, IntArray, QuestionBatch
-from pluralllm_fl.losses import prediction_loss
-from pluralllm_fl.optimizer import FlatAdamW
-from pluralllm_fl.predictor import PreferencePredictor, initial_predictor
+from pluralllm_fl.evaluation.baselines import federated
+from pluralllm_fl.predictor.episodes import EpisodeSampler, GroupTable, IntArray, QuestionBatch
+from pluralllm_fl.predictor.losses import prediction_loss
+from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
+from pluralllm_fl.predictor.optimizer import FlatAdamW
+from pluralllm_fl.predictor.published import PublishedNetwork
 from pluralllm_fl.preferences import GroupPreferences, Question
-from pluralllm_fl.published import PublishedNetwork
 from pluralllm_fl.workspace import open_workspace
 
 PUBLISHED_ROUNDS = int(PUBLISHED["num-server-rounds"])

@@ -30,8 +30,8 @@ from client_app import app
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation.session import run_federation
-from pluralllm_fl.predictor import initial_predictor
-from pluralllm_fl.training import learning_rate_at
+from pluralllm_fl.predictor.model import initial_predictor
+from pluralllm_fl.predictor.training import learning_rate_at
 from pluralllm_fl.workspace import open_workspace
 from tests.integration.bad_nodes import ATTACKS, with_bad_nodes
 from tests.integration.inprocess import InProcessGrid, events

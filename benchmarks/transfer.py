@@ -17,8 +17,8 @@ import numpy as np
 from store import Measure, Run, Store, options, script, shared_facts, show
 from trained import HISTORY, prepare, train
 
-from pluralllm_fl.evaluation import context_and_targets, predict_targets, score_targets
-from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.evaluation.scores import context_and_targets, predict_targets, score_targets
+from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import Workspace, open_workspace
 
 SIZES = (0, 5, 20, 50)

@@ -20,14 +20,14 @@ from torch import Tensor
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.embedding import TextEmbedder
-from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
-from pluralllm_fl.evaluation import evaluate_group, split_blocks
+from pluralllm_fl.evaluation.references import references_by_side
+from pluralllm_fl.evaluation.scores import evaluate_group, split_blocks
 from pluralllm_fl.metrics import FloatArray
-from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.predictor.episodes import QuestionBatch
+from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.preferences import BoolArray, Question
-from pluralllm_fl.references import references_by_side
-from pluralllm_fl.runs import read_json
+from pluralllm_fl.runs.lookup import read_json
 from pluralllm_fl.workspace import Workspace, for_nodes, is_elastic, open_workspace
 
 Answers = Mapping[tuple[str, tuple[str, ...]], Sequence[float]]

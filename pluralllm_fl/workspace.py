@@ -13,8 +13,8 @@ from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding import TextEmbedder
-from pluralllm_fl.episodes import GroupTable
 from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import FloatArray, PreferenceDataset, Role, split_groups
 
 Progress = Callable[[int, int], None]

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pluralllm_fl.episodes import GroupTable
+from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import GroupPreferences, Question
 
 DIMENSION = 24

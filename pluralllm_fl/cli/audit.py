@@ -12,10 +12,10 @@ from rich.table import Table
 
 from pluralllm_fl.cli.console import guarded, labelled, messages, output
 from pluralllm_fl.cli.use import AsJson, Run
-from pluralllm_fl.runs import resolve_run
+from pluralllm_fl.runs.lookup import resolve_run
 
 if TYPE_CHECKING:
-    from pluralllm_fl.audit.subject import OnWork
+    from pluralllm_fl.evaluation.audit.subject import OnWork
 
 Line = tuple[str, Mapping[str, float] | None, Mapping[str, float] | None]
 FORMS = {"alignment": "4f", "within_0.02": "0%", "within_0.05": "0%"}  # what is shown, and how
@@ -42,7 +42,7 @@ def audit(
     For simulations, whose data is at hand; of a round whose model was not kept, the federation is
     trained again in this process. Writes audit.json into the run's folder.
     """
-    from pluralllm_fl.audit.run import audit_run
+    from pluralllm_fl.evaluation.audit.run import audit_run
 
     folder = resolve_run(run)
     with _progress() as on_work:

@@ -65,7 +65,7 @@ def compare_all(config: RunConfig, published: RunConfig | None) -> dict[str, Any
     """Fit and score all comparators, those of the published recipe too where it is given."""
     import torch
 
-    from pluralllm_fl.comparison import comparators, compare
+    from pluralllm_fl.evaluation.comparison import comparators, compare
     from pluralllm_fl.workspace import open_workspace
 
     console = messages()

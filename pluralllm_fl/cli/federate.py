@@ -12,11 +12,11 @@ from pluralllm_fl.cli.simulate import simulate
 from pluralllm_fl.cli.tables import show_groups, show_standing, show_summary, show_warnings
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.formats import duration
-from pluralllm_fl.progress import EventTail, RoundProgress
-from pluralllm_fl.runs import read_json, resolve_run
+from pluralllm_fl.runs.lookup import read_json, resolve_run
+from pluralllm_fl.runs.progress import EventTail, RoundProgress
 
 if TYPE_CHECKING:
-    from pluralllm_fl.federation.supervisor import FlowerConnection
+    from pluralllm_fl.processes.supervisor import FlowerConnection
 
 
 @guarded
@@ -25,7 +25,7 @@ def run(
     assignments: Assignments = None,
 ) -> None:
     """Run the federation to its end: start it, or go on where it was; resume it when it falls."""
-    from pluralllm_fl.federation.supervisor import FlowerConnection
+    from pluralllm_fl.processes.supervisor import FlowerConnection
 
     config = gather(folder / "federation.toml", {}, assignments or [])
     _supervise(config, FlowerConnection("federation", (folder / "flwr").absolute()))
@@ -45,7 +45,7 @@ def resume(
     assignments: Assignments = None,
 ) -> None:
     """Continue an interrupted run, simulated or deployed, from its last completed round."""
-    from pluralllm_fl.federation.supervisor import FlowerConnection
+    from pluralllm_fl.processes.supervisor import FlowerConnection
 
     folder = resolve_run(run, completed=False)
     if read_json(folder / "run.json").get("mode") != "deployment":
@@ -63,7 +63,7 @@ def _flower_home(run: Path) -> Path | None:
 
 
 def _supervise(config: RunConfig, connection: "FlowerConnection") -> None:
-    from pluralllm_fl.federation.supervisor import Supervisor
+    from pluralllm_fl.processes.supervisor import Supervisor
     from pluralllm_fl.report import write_report
 
     console = output()

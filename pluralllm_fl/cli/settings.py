@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pluralllm_fl.artefacts import new_run_name
 from pluralllm_fl.config import RunConfig, Value, default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
-from pluralllm_fl.runs import read_json, resolve_run
+from pluralllm_fl.runs.artefacts import new_run_name
+from pluralllm_fl.runs.lookup import read_json, resolve_run
 
 # Options of several commands that become run-config keys.
 Dataset = Annotated[

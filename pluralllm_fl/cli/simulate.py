@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pluralllm_fl import __version__
-from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.cli.console import (
     FAILURE,
     INTERRUPTED,
@@ -44,12 +43,13 @@ from pluralllm_fl.cli.tables import (
 from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
 from pluralllm_fl.formats import duration
-from pluralllm_fl.progress import EventTail, RoundProgress
-from pluralllm_fl.runs import close_run, read_json
+from pluralllm_fl.runs.artefacts import RunDirectory
+from pluralllm_fl.runs.lookup import close_run, read_json
+from pluralllm_fl.runs.progress import EventTail, RoundProgress
 
 if TYPE_CHECKING:
-    from pluralllm_fl.federation.launcher import Outcome, PrivateSuperLink
     from pluralllm_fl.preferences import PreferenceDataset
+    from pluralllm_fl.processes.launcher import Outcome, PrivateSuperLink
 
 
 @guarded
@@ -142,7 +142,7 @@ class _Simulation:
             self._interrupted()
 
     def _federate(self, dataset: "PreferenceDataset", supernodes: int) -> None:
-        from pluralllm_fl.federation.launcher import PrivateSuperLink
+        from pluralllm_fl.processes.launcher import PrivateSuperLink
 
         try:
             with (
@@ -229,7 +229,7 @@ class _Simulation:
         """Show the results, then write diagnostics and report."""
         import torch
 
-        from pluralllm_fl.diagnostics import write_diagnostics
+        from pluralllm_fl.evaluation.diagnostics import write_diagnostics
         from pluralllm_fl.report import write_report
 
         # The predictor is small: more threads only wait for each other (10x on a busy machine).
@@ -253,7 +253,7 @@ class _Simulation:
         show_warnings(self.console, summary.get("warnings", []))
 
     def _failed(self, outcome: "Outcome") -> None:
-        from pluralllm_fl.federation.launcher import last_lines
+        from pluralllm_fl.processes.launcher import last_lines
 
         recorded, record = None, self.folder / "run.json"
         # A refused resume leaves run.json as it was, with the old error.

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pluralllm_fl.cli.console import labelled
-from pluralllm_fl.standing import sentences, standings
+from pluralllm_fl.evaluation.standing import sentences, standings
 
 Block = Mapping[str, Any]
 

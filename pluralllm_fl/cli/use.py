@@ -11,7 +11,7 @@ from pluralllm_fl.cli.settings import absolute_source
 from pluralllm_fl.cli.tables import show_bars, show_groups, show_standing, show_summary
 from pluralllm_fl.config import split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
-from pluralllm_fl.runs import resolve_run
+from pluralllm_fl.runs.lookup import resolve_run
 
 Run = Annotated[Path, typer.Argument(help="Run folder, or output folder (its newest run).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
@@ -108,7 +108,7 @@ def report(run: Run) -> None:
 
 def _diagnose(folder: Path) -> None:
     """Add the diagnostics where the data is at hand; a deployment's server lacks it."""
-    from pluralllm_fl.diagnostics import write_diagnostics
+    from pluralllm_fl.evaluation.diagnostics import write_diagnostics
 
     try:
         write_diagnostics(folder)

@@ -69,7 +69,7 @@ def check_port(address: Address, timeout: float) -> list[Finding]:
 
 def check_clock(address: Address, timeout: float) -> list[Finding]:
     """Check that the server will take this machine's signed timestamps."""
-    from pluralllm_fl.federation.fleet import MOST_AHEAD, MOST_BEHIND
+    from pluralllm_fl.processes.fleet import MOST_AHEAD, MOST_BEHIND
 
     step = "Clock"
     try:
@@ -115,7 +115,7 @@ def _clock_skew(address: Address, timeout: float) -> float | None:
 
 def check_program(address: Address, ca: bytes) -> list[Finding]:
     """Check that it is Flower's Fleet API that answers."""
-    from pluralllm_fl.federation.fleet import key_status
+    from pluralllm_fl.processes.fleet import key_status
 
     step, ask = "Program", "Tell the operator."
     try:
@@ -136,7 +136,7 @@ def check_registration(
     address: Address, ca: bytes, key: ec.EllipticCurvePrivateKey
 ) -> list[Finding]:
     """Check that the server knows this node's key."""
-    from pluralllm_fl.federation.fleet import key_status
+    from pluralllm_fl.processes.fleet import key_status
 
     step = "Registration"
     try:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pluralllm_fl.config import embedding_parts
 from pluralllm_fl.embedding.cache import VectorCache, default_cache_dir
+from pluralllm_fl.embedding.fixed_texts import REFERENCE_TEXTS
 from pluralllm_fl.embedding.models import ModelFiles, find_model
-from pluralllm_fl.embedding.reference import REFERENCE_TEXTS
 from pluralllm_fl.errors import EmbeddingError
 from pluralllm_fl.preferences import Question
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pluralllm_fl.artefacts import Event, RunDirectory
 from pluralllm_fl.federation import checkpoint, results, strategy_state
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
-from pluralllm_fl.federation.records import Arrays
 from pluralllm_fl.federation.roster import Roster
+from pluralllm_fl.runs.artefacts import Event, RunDirectory
+from pluralllm_fl.wire.records import Arrays
 
 if TYPE_CHECKING:
     from pluralllm_fl.federation.loop import RoundLoop

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.federation import checks
-from pluralllm_fl.federation.guard import GuardedGrid, Outcome
+from pluralllm_fl.federation import reply_checks
+from pluralllm_fl.federation.grid import GuardedGrid, Outcome
 from pluralllm_fl.federation.outliers import far_from_others
-from pluralllm_fl.federation.records import Arrays, to_arrays
 from pluralllm_fl.federation.roster import Node
+from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.wire.records import Arrays, to_arrays
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
@@ -138,17 +138,17 @@ class Exchange:
         for outcome in outcomes:
             try:
                 good.append((outcome, self._content(outcome, train=train)))
-            except checks.BadReply as reason:
+            except reply_checks.BadReply as reason:
                 self.drop(outcome.node.group, str(reason), server_round, train=train)
             outcome.content = None  # free the arrays that were received
         return good
 
     def _content(self, outcome: Outcome, *, train: bool) -> RecordDict:
         if outcome.content is None:
-            raise checks.BadReply(outcome.problem)
+            raise reply_checks.BadReply(outcome.problem)
         if not train:
-            return checks.evaluate_reply(outcome.content)
-        content, outcome.norms = checks.train_reply(
+            return reply_checks.evaluate_reply(outcome.content)
+        content, outcome.norms = reply_checks.train_reply(
             outcome.content,
             self._sent(outcome),
             weight_key=self.weight_key,
@@ -171,8 +171,8 @@ class Exchange:
         return self._base[1]
 
     def _consistent(self, good: Replies, server_round: int, *, train: bool) -> Replies:
-        expected = checks.TRAIN_KEYS if train else checks.EVALUATE_KEYS
-        odd = checks.odd_keys({o.node.group: content for o, content in good}, expected)
+        expected = reply_checks.TRAIN_KEYS if train else reply_checks.EVALUATE_KEYS
+        odd = reply_checks.odd_keys({o.node.group: content for o, content in good}, expected)
         for group, reason in odd.items():
             self.drop(group, reason, server_round, train=train)
         return [(o, content) for o, content in good if o.node.group not in odd]

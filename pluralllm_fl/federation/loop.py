@@ -10,7 +10,6 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError, PluralLLMError
 from pluralllm_fl.federation import results
@@ -18,9 +17,10 @@ from pluralllm_fl.federation.aggregation import aggregate
 from pluralllm_fl.federation.callbacks import Callback
 from pluralllm_fl.federation.checkpoint import Progress
 from pluralllm_fl.federation.exchange import Exchange, Replies
-from pluralllm_fl.federation.guard import GuardedGrid, Outcome
-from pluralllm_fl.federation.records import Arrays, seeded, to_arrays, to_record
+from pluralllm_fl.federation.grid import GuardedGrid, Outcome
 from pluralllm_fl.federation.strategies import innermost, is_private
+from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.wire.records import Arrays, seeded, to_arrays, to_record
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 

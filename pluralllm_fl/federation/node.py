@@ -12,13 +12,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from pluralllm_fl.config import RunConfig, Value
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
-from pluralllm_fl.evaluation import NO_SCORE, evaluate_group
-from pluralllm_fl.federation import updates
-from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
-from pluralllm_fl.networks import PredictorConfig
-from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.evaluation.scores import NO_SCORE, evaluate_group
+from pluralllm_fl.predictor.model import PreferencePredictor
+from pluralllm_fl.predictor.networks import PredictorConfig
+from pluralllm_fl.predictor.training import round_seed, train_group
 from pluralllm_fl.preferences import Role
-from pluralllm_fl.training import round_seed, train_group
+from pluralllm_fl.wire import rounding
+from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
 from pluralllm_fl.workspace import (
     Workspace,
     for_nodes,
@@ -238,7 +238,7 @@ def _encoded(new: Arrays, received: ArrayRecord, orders: Mapping[str, object]) -
         return new
     if dtype != "bfloat16":
         raise ConfigError(f"The server asks for update-dtype '{dtype}', unknown here.")
-    return updates.encode(new, to_arrays(received))
+    return rounding.encode(new, to_arrays(received))
 
 
 def _number(orders: Mapping[str, object], key: str, default: float | None = None) -> float:

@@ -5,9 +5,9 @@ from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
 
-from pluralllm_fl.artefacts import Event
-from pluralllm_fl.evaluation import EVALUATION_SPLITS, SplitScore, split_blocks
+from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, SplitScore, split_blocks
 from pluralllm_fl.federation.roster import Roster
+from pluralllm_fl.runs.artefacts import Event
 
 Scores = Mapping[str, MetricRecord]
 

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from pluralllm_fl.errors import FederationError, nearest
-from pluralllm_fl.federation.probe import GONE
+from pluralllm_fl.federation.lost_messages import GONE
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 

@@ -14,13 +14,6 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.artefacts import (
-    RunDirectory,
-    new_run_name,
-    output_directory,
-    write_atomic,
-    write_directory,
-)
 from pluralllm_fl.config import RunConfig, Value, split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.federation import checkpoint, results, strategies, strategy_state, trackers
@@ -32,10 +25,17 @@ from pluralllm_fl.federation.callbacks import (
     MetricsLog,
 )
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
-from pluralllm_fl.federation.guard import GuardedGrid
+from pluralllm_fl.federation.grid import GuardedGrid
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
-from pluralllm_fl.federation.records import to_arrays, to_record
 from pluralllm_fl.federation.roster import Roster, collect
+from pluralllm_fl.runs.artefacts import (
+    RunDirectory,
+    new_run_name,
+    output_directory,
+    write_atomic,
+    write_directory,
+)
+from pluralllm_fl.wire.records import to_arrays, to_record
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 

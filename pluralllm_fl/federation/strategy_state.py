@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.federation.records import Arrays, to_arrays, to_record
+from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
 
 _RECORDS: dict[str, Any] = {"metric-record": MetricRecord, "config-record": ConfigRecord}
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pluralllm_fl.artefacts import Event
 from pluralllm_fl.config import RunConfig, split_names
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.federation.callbacks import Callback
+from pluralllm_fl.runs.artefacts import Event
 
 if TYPE_CHECKING:
     from pluralllm_fl.federation.loop import RoundLoop

@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from pluralllm_fl.config import default_run_config
+from pluralllm_fl.evaluation.standing import NOT_MEASURED, Standing, sentences
 from pluralllm_fl.formats import number
 from pluralllm_fl.report import figures
 from pluralllm_fl.report.figures import Chart, Line, Scale
 from pluralllm_fl.report.reading import SIDES, Diagnostics, GroupScore, Run, Scores
-from pluralllm_fl.standing import NOT_MEASURED, Standing, sentences
 
 ALL_ROWS_UP_TO = 80
 EXTREMES = 20

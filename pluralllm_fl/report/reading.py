@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.evaluation.standing import Standing, standings
 from pluralllm_fl.formats import mapping, number
-from pluralllm_fl.standing import Standing, standings
 
 SCHEMA = 1
 SIDES = ("seen", "unseen")

@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 from typer.testing import CliRunner
 
-from pluralllm_fl.artefacts import is_claimed
 from pluralllm_fl.cli import app
+from pluralllm_fl.runs.artefacts import is_claimed
 
 RESTART_SECONDS = 5.0  # as in the units; sooner, nodes that are refused would keep a core busy
 

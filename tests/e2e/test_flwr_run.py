@@ -1,20 +1,15 @@
 """`flwr run .` in a fresh clone, as a Flower user types it: no option but to see the log."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.e2e.processes import mark, started
-from tests.e2e.test_simulation import BIN, ROOT, free_ports, only_run, read
-
-__all__ = ["mark"]
+from tests.e2e.flower import ROOT, end_superlink, flower_environment, flwr, only_run, read
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -35,39 +30,14 @@ def clone(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def flower(tmp_path: Path, mark: str) -> Iterator[Mapping[str, str]]:
+def flower(tmp_path: Path) -> Iterator[Mapping[str, str]]:
     """Yield the environment of a user who never ran anything; end what runs in it."""
-    ports = free_ports(2)
-    yield os.environ | {
+    environment = flower_environment(tmp_path / "flower")
+    yield environment | {
         "HOME": str(tmp_path / "home"),
         "PLURALLM_CACHE": str(tmp_path / "cache"),
-        "FLWR_HOME": str(tmp_path / "flower"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(ports[0]),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(ports[1]),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # the tests' environment is installed
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     }
-    for entry in started(mark):  # the background SuperLink among them
-        try:
-            psutil.Process(int(entry.split()[0])).kill()
-        except psutil.Error:
-            continue
-
-
-def flwr(clone: Path, environment: Mapping[str, str], *words: str) -> str:
-    for _ in range(3):  # Flower gives its SuperLink 15 s to start, too few on a busy machine
-        result = subprocess.run(
-            [BIN / "flwr", *words], cwd=clone, env=environment, capture_output=True, text=True,
-            timeout=500,
-        )  # fmt: skip
-        if "Failed to start local SuperLink" not in result.stdout + result.stderr:
-            break
-    else:
-        pytest.skip("Flower's SuperLink does not start within Flower's 15 s on this machine")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
+    end_superlink(environment)
 
 
 def test_two_supernodes_learn_and_show_what_new_groups_get(

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.federation import launcher
-from pluralllm_fl.federation.launcher import PrivateSuperLink, last_lines
+from pluralllm_fl.processes import launcher
+from pluralllm_fl.processes.launcher import PrivateSuperLink, last_lines
 from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
@@ -76,7 +76,7 @@ def query(message, context):
 DRIVER = """
 import sys
 from pathlib import Path
-from pluralllm_fl.federation.launcher import PrivateSuperLink
+from pluralllm_fl.processes.launcher import PrivateSuperLink
 folder = Path(sys.argv[1])
 with PrivateSuperLink(threads=1) as superlink:
     print(superlink._folder, flush=True)

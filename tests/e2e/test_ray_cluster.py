@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.flower import free_ports
 from tests.e2e.processes import mark, started, until
-from tests.e2e.test_simulation import free_ports
 
 __all__ = ["mark"]
 

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import zlib
@@ -12,20 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
+from tests.e2e.flower import (
+    BIN,
+    ROOT,
+    end_superlink,
+    flower_environment,
+    flwr,
+    only_run,
+    read,
+)
 from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 SMALL = {
     "synthetic-groups": 6, "synthetic-questions": 80, "num-server-rounds": 3, "local-steps": 15,
     "question-features": 64, "width": 32, "feed-forward": 32,
@@ -60,15 +65,6 @@ def simulate(
     assert "Traceback" not in result.stdout + result.stderr
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
-
-
-def only_run(output: Path) -> Path:
-    (run,) = (path.parent for path in output.glob("*/run.json"))
-    return run
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -269,44 +265,13 @@ def test_real_survey(shared_data: Path, tmp_path: Path) -> None:
 
 def flwr_run(folder: Path, config: dict[str, Any], supernodes: int) -> str:
     """Run the app through Flower's own command line; return the run's true status."""
-    ports = free_ports(2)
-    environment = os.environ | {
-        "FLWR_HOME": str(folder / "home"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(ports[0]),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(ports[1]),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    }
+    environment = flower_environment(folder / "home")
     text = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    resources = f"num-supernodes={supernodes} client-resources-num-cpus=1"
+    options = ["--stream", "--run-config", text, "--federation-config", resources]
     try:
-        subprocess.run(
-            [
-                BIN / "flwr", "run", ROOT, "--stream", "--run-config", text,
-                "--federation-config", f"num-supernodes={supernodes} client-resources-num-cpus=1",
-            ],
-            check=True, env=environment, capture_output=True, timeout=200,
-        )  # fmt: skip
-        listed = subprocess.run(
-            [BIN / "flwr", "list", "--format", "json"],
-            check=True, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        return str(json.loads(listed.stdout)["runs"][0]["status"])
-    finally:  # the background SuperLink that `flwr run` started
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("FLWR_HOME") == environment["FLWR_HOME"]:
-                    process.kill()
-            except psutil.Error:
-                continue
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+        flwr(ROOT, environment, "run", str(ROOT), *options)
+        listed = json.loads(flwr(ROOT, environment, "list", "--format", "json"))
+        return str(listed["runs"][0]["status"])
+    finally:
+        end_superlink(environment)

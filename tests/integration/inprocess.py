@@ -29,8 +29,8 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from pluralllm_fl.config import RunConfig, default_run_config
-from pluralllm_fl.federation.packing import unpacked
 from pluralllm_fl.federation.session import run_federation
+from pluralllm_fl.wire.packing import unpacked
 
 Fault = Callable[[Message, Message, int], Message | None]
 

@@ -11,12 +11,12 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from pluralllm_fl.audit.run import audit_run
-from pluralllm_fl.baselines import federated
 from pluralllm_fl.cli import app
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
-from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.evaluation.audit.run import audit_run
+from pluralllm_fl.evaluation.baselines import federated
+from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
 
 pytestmark = pytest.mark.integration

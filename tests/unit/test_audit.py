@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
-from pluralllm_fl.audit.counterfactual import leave_one_out, mean_of_answers, without_group
-from pluralllm_fl.audit.reading import (
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.evaluation.audit.counterfactual import (
+    leave_one_out,
+    mean_of_answers,
+    without_group,
+)
+from pluralllm_fl.evaluation.audit.reading import (
     FEWEST,
     FIGURES,
     Examiner,
@@ -22,16 +27,15 @@ from pluralllm_fl.audit.reading import (
     interval,
     membership,
 )
-from pluralllm_fl.audit.updates import AMPLIFICATIONS, from_updates
-from pluralllm_fl.baselines import federated
-from pluralllm_fl.config import RunConfig
-from pluralllm_fl.episodes import GroupTable, IntArray, QuestionBatch
-from pluralllm_fl.evaluation import Targets, beside_answers, predict_targets
-from pluralllm_fl.losses import prediction_loss
-from pluralllm_fl.networks import Network, PredictorConfig
-from pluralllm_fl.predictor import NETWORKS, PreferencePredictor, initial_predictor
+from pluralllm_fl.evaluation.audit.updates import AMPLIFICATIONS, from_updates
+from pluralllm_fl.evaluation.baselines import federated
+from pluralllm_fl.evaluation.scores import Targets, beside_answers, predict_targets
+from pluralllm_fl.predictor.episodes import GroupTable, IntArray, QuestionBatch
+from pluralllm_fl.predictor.losses import prediction_loss
+from pluralllm_fl.predictor.model import NETWORKS, PreferencePredictor, initial_predictor
+from pluralllm_fl.predictor.networks import Network, PredictorConfig
+from pluralllm_fl.predictor.training import learning_rate_at, round_seed, train_group
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
-from pluralllm_fl.training import learning_rate_at, round_seed, train_group
 from pluralllm_fl.workspace import Workspace
 from tests.survey import CONFIG, SEEN, UNSEEN, survey
 

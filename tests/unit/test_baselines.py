@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pluralllm_fl.baselines import centralised, drawn_groups, federated, local_only
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.predictor import PreferencePredictor, initial_predictor
-from pluralllm_fl.training import learning_rate_at, round_seed, train_group
+from pluralllm_fl.evaluation.baselines import centralised, drawn_groups, federated, local_only
+from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
+from pluralllm_fl.predictor.training import learning_rate_at, round_seed, train_group
 from pluralllm_fl.workspace import Workspace
 from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, survey
 

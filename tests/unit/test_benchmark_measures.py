@@ -19,10 +19,10 @@ from convergence import megabytes, to_reach  # noqa: E402
 from trained import MANY, configured, context_curve  # noqa: E402
 from transfer import by_group, summary  # noqa: E402
 
-from pluralllm_fl.baselines import drawn_groups, federated  # noqa: E402
-from pluralllm_fl.evaluation import context_and_targets  # noqa: E402
-from pluralllm_fl.predictor import PreferencePredictor, initial_predictor  # noqa: E402
-from pluralllm_fl.references import seen_mean  # noqa: E402
+from pluralllm_fl.evaluation.baselines import drawn_groups, federated  # noqa: E402
+from pluralllm_fl.evaluation.references import seen_mean  # noqa: E402
+from pluralllm_fl.evaluation.scores import context_and_targets  # noqa: E402
+from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor  # noqa: E402
 from pluralllm_fl.workspace import Workspace, open_workspace  # noqa: E402
 from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, survey  # noqa: E402
 

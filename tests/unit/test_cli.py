@@ -11,13 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.cli import app
 from pluralllm_fl.cli.console import guarded
 from pluralllm_fl.cli.settings import gather, gather_resumed
 from pluralllm_fl.cli.simulate import _Simulation
 from pluralllm_fl.config import default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError
+from pluralllm_fl.runs.artefacts import RunDirectory
 
 pytestmark = pytest.mark.fast
 
@@ -333,7 +333,7 @@ def test_version_and_both_entries_offer_the_same_options() -> None:
 
 
 def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pluralllm_fl.artefacts.CLAIM_SECONDS", 0.1)
+    monkeypatch.setattr("pluralllm_fl.runs.artefacts.CLAIM_SECONDS", 0.1)
     run = stored_run(tmp_path / "run", status="running", config={})
     with RunDirectory.open(run).claimed():
         refused = invoke("simulate", "--resume", str(run))

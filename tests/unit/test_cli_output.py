@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pluralllm_fl.artefacts import RunDirectory
 from pluralllm_fl.cli.tables import (
     show_bars,
     show_diagnostics,
@@ -25,8 +24,9 @@ from pluralllm_fl.config import Value
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.formats import duration, toml
 from pluralllm_fl.metrics import group_block
-from pluralllm_fl.progress import EventTail, RoundProgress
-from pluralllm_fl.runs import close_run, resolve_run
+from pluralllm_fl.runs.artefacts import RunDirectory
+from pluralllm_fl.runs.lookup import close_run, resolve_run
+from pluralllm_fl.runs.progress import EventTail, RoundProgress
 
 pytestmark = pytest.mark.fast
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.embedding import EmbeddingTable, TextEmbedder
 from pluralllm_fl.embedding.embedder import DEFAULT_TEMPLATE
+from pluralllm_fl.embedding.fixed_texts import REFERENCE_TEXTS
 from pluralllm_fl.embedding.models import PACKAGED
-from pluralllm_fl.embedding.reference import REFERENCE_TEXTS
 from pluralllm_fl.errors import ConfigError, EmbeddingError
 from pluralllm_fl.preferences import Question
 

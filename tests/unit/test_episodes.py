@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pluralllm_fl.episodes import EpisodeSampler
 from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.predictor.episodes import EpisodeSampler
 from tests.tiny import tiny_table
 
 pytestmark = pytest.mark.fast

@@ -5,15 +5,15 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from pluralllm_fl.episodes import GroupTable
-from pluralllm_fl.evaluation import (
+from pluralllm_fl.evaluation.scores import (
     EVALUATION_SPLITS,
     context_and_targets,
     evaluate_group,
     evaluation_order,
     predict_targets,
 )
-from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.predictor.episodes import GroupTable
+from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 from tests.tiny import DIMENSION, tiny_table
 
 pytestmark = pytest.mark.fast

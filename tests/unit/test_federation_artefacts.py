@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pluralllm_fl.artefacts import (
+from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.federation import checkpoint
+from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
+from pluralllm_fl.runs.artefacts import (
     RunDirectory,
     is_claimed,
     new_run_name,
     write_atomic,
     write_directory,
 )
-from pluralllm_fl.config import RunConfig, default_run_config
-from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.federation import checkpoint
-from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
 
 pytestmark = pytest.mark.fast
 
@@ -157,7 +157,7 @@ def test_a_run_belongs_to_one_process(tmp_path: Path, monkeypatch: pytest.Monkey
     directory = RunDirectory.create(tmp_path / "run")
     assert not is_claimed(directory.path)
     holder = (
-        "import sys, pathlib; from pluralllm_fl.artefacts import RunDirectory;"
+        "import sys, pathlib; from pluralllm_fl.runs.artefacts import RunDirectory;"
         "d = RunDirectory(pathlib.Path(sys.argv[1]));\n"
         "with d.claimed(): print('mine', flush=True); sys.stdin.read()"
     )
@@ -168,7 +168,7 @@ def test_a_run_belongs_to_one_process(tmp_path: Path, monkeypatch: pytest.Monkey
         assert process.stdout is not None
         assert process.stdout.readline() == b"mine\n"
         assert is_claimed(directory.path)
-        monkeypatch.setattr("pluralllm_fl.artefacts.CLAIM_SECONDS", 0.2)
+        monkeypatch.setattr("pluralllm_fl.runs.artefacts.CLAIM_SECONDS", 0.2)
         with pytest.raises(ArtefactError, match="goes on in another process"), directory.claimed():
             pass
         process.kill()

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from pluralllm_fl.episodes import QuestionBatch
-from pluralllm_fl.gaussian_process import condition, covariance, latent
+from pluralllm_fl.predictor.episodes import QuestionBatch
+from pluralllm_fl.predictor.gaussian_process import condition, covariance, latent
 from tests.tiny import tiny_table
 
 pytestmark = pytest.mark.fast

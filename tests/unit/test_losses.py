@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from pluralllm_fl.losses import js_distance, prediction_loss
+from pluralllm_fl.predictor.losses import js_distance, prediction_loss
 from tests.tiny import tiny_table
 
 pytestmark = pytest.mark.fast

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import pluralllm_fl
-from pluralllm_fl.baselines import federated
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.episodes import GroupTable, QuestionBatch
-from pluralllm_fl.losses import prediction_loss
-from pluralllm_fl.networks import Network, PredictorConfig
-from pluralllm_fl.predictor import NETWORKS, PreferencePredictor, initial_predictor
+from pluralllm_fl.evaluation.baselines import federated
+from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
+from pluralllm_fl.predictor.losses import prediction_loss
+from pluralllm_fl.predictor.model import NETWORKS, PreferencePredictor, initial_predictor
+from pluralllm_fl.predictor.networks import Network, PredictorConfig
 from tests.survey import CONFIG, DIMENSION, UNSEEN, survey
 
 pytestmark = pytest.mark.fast
@@ -91,7 +91,7 @@ def test_a_toy_network_trains_is_saved_loaded_and_asked(
 def sources() -> Iterator[tuple[str, ast.AST]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            yield str(path.relative_to(PACKAGE)), node
+            yield path.relative_to(PACKAGE).as_posix(), node
 
 
 def test_nothing_asks_for_a_networks_type() -> None:
@@ -102,7 +102,7 @@ def test_nothing_asks_for_a_networks_type() -> None:
         if isinstance(node, ast.Name | ast.Attribute)
         and (node.id if isinstance(node, ast.Name) else node.attr) in classes
     }
-    assert named == {"predictor.py"}  # the table
+    assert named == {"predictor/model.py"}  # the table
 
 
 def test_nothing_asks_for_an_architectures_name() -> None:
@@ -112,5 +112,5 @@ def test_nothing_asks_for_an_architectures_name() -> None:
         if isinstance(node, ast.Constant) and node.value in NETWORKS:
             literals.add(file)
         if isinstance(node, ast.Attribute) and node.attr == "architecture":
-            assert file == "predictor.py", f"{file}, line {node.lineno} reads the architecture"
-    assert literals == {"predictor.py", "config.py", "networks.py"}
+            assert file == "predictor/model.py", f"{file}:{node.lineno} reads the architecture"
+    assert literals == {"predictor/model.py", "config.py", "predictor/networks.py"}

@@ -11,19 +11,19 @@ from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl import metrics
 from pluralllm_fl.config import RunConfig, default_run_config
-from pluralllm_fl.episodes import GroupTable, QuestionBatch
-from pluralllm_fl.evaluation import NO_SCORE, SplitScore, evaluate_group, split_blocks
-from pluralllm_fl.gaussian_process import condition, latent
-from pluralllm_fl.losses import prediction_loss
-from pluralllm_fl.networks import PredictorConfig
-from pluralllm_fl.predictor import PreferencePredictor
+from pluralllm_fl.evaluation.scores import NO_SCORE, SplitScore, evaluate_group, split_blocks
+from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
+from pluralllm_fl.predictor.gaussian_process import condition, latent
+from pluralllm_fl.predictor.losses import prediction_loss
+from pluralllm_fl.predictor.model import PreferencePredictor
+from pluralllm_fl.predictor.networks import PredictorConfig
+from pluralllm_fl.predictor.training import train_group
 from pluralllm_fl.preferences import (
     GroupPreferences,
     PreferenceDataset,
     Question,
     zeros_not_offered,
 )
-from pluralllm_fl.training import train_group
 from tests.tiny import DIMENSION, tiny_table
 
 pytestmark = pytest.mark.fast

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from pluralllm_fl.optimizer import FlatAdamW
+from pluralllm_fl.predictor.optimizer import FlatAdamW
 
 pytestmark = pytest.mark.fast
 
@@ -51,7 +51,7 @@ def test_parameters_keep_their_shapes_and_a_missing_gradient_is_zero() -> None:
 
 def test_training_does_not_import_torchs_compiler() -> None:
     code = (
-        "import sys, torch; from pluralllm_fl.optimizer import FlatAdamW;"
+        "import sys, torch; from pluralllm_fl.predictor.optimizer import FlatAdamW;"
         "p = torch.nn.Parameter(torch.ones(2)); o = FlatAdamW([p], 0.1, 0.1);"
         "p.sum().backward(); o.clip(1.0); o.step(); print('torch._dynamo' in sys.modules)"
     )

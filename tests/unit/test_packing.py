@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.federation.packing import packed, unpacked
-from pluralllm_fl.federation.records import count_bytes, to_arrays, to_record
+from pluralllm_fl.wire.packing import packed, unpacked
+from pluralllm_fl.wire.records import count_bytes, to_arrays, to_record
 
 pytestmark = pytest.mark.fast
 

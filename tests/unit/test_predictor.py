@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pluralllm_fl.episodes import QuestionBatch
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
+from pluralllm_fl.predictor.episodes import QuestionBatch
+from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 from tests.tiny import DIMENSION, tiny_table
 
 pytestmark = pytest.mark.fast

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.evaluation import context_and_targets
-from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
-from pluralllm_fl.probes import RIDGE, mlp_probe, ridge_probe
-from pluralllm_fl.references import (
+from pluralllm_fl.evaluation.probes import RIDGE, mlp_probe, ridge_probe
+from pluralllm_fl.evaluation.references import (
     SHARPNESS,
     Reference,
     agreement,
@@ -26,6 +24,8 @@ from pluralllm_fl.references import (
     seen_mean,
     uniform,
 )
+from pluralllm_fl.evaluation.scores import context_and_targets
+from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
 from pluralllm_fl.workspace import Workspace, with_random_vectors
 from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, spoiled, survey
 

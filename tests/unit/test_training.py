@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pluralllm_fl.config import RunConfig, default_run_config
-from pluralllm_fl.episodes import GroupTable
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.predictor import PredictorConfig, PreferencePredictor
-from pluralllm_fl.training import TrainingResult, learning_rate_at, train_group
+from pluralllm_fl.predictor.episodes import GroupTable
+from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
+from pluralllm_fl.predictor.training import TrainingResult, learning_rate_at, train_group
 from tests.tiny import DIMENSION, tiny_table
 
 pytestmark = pytest.mark.fast

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pluralllm_fl import transformer
 from pluralllm_fl.config import RunConfig, default_run_config
-from pluralllm_fl.episodes import GroupTable, QuestionBatch
-from pluralllm_fl.features import orthogonal_frequencies
-from pluralllm_fl.transformer import TransformerNetwork
+from pluralllm_fl.predictor import transformer
+from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
+from pluralllm_fl.predictor.features import orthogonal_frequencies
+from pluralllm_fl.predictor.transformer import TransformerNetwork
 from tests.tiny import DIMENSION, tiny_table
 
 pytestmark = pytest.mark.fast

@@ -1,0 +1,1 @@
+"""Scores, references beside them, probes, baselines, diagnostics and the audit."""

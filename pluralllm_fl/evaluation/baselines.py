@@ -1,0 +1,103 @@
+"""What a federation is compared with, by the same training code and without Flower."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
+from pluralllm_fl.predictor.optimizer import FlatAdamW
+from pluralllm_fl.predictor.training import learning_rate_at, round_seed, train_group
+from pluralllm_fl.workspace import Workspace
+
+OnRound = Callable[[int, PreferencePredictor], None]
+
+
+def federated(workspace: Workspace, config: RunConfig, on_round: OnRound) -> PreferencePredictor:
+    """Average the seen groups' local training by ``client-weight``, in this process.
+
+    The same as a federation with FedAvg, up to rounding: for measuring training alone. Where
+    ``strategy-args`` holds ``fraction_train``, a round draws that share of the groups.
+    """
+    predictor = _start(workspace, config)
+    for server_round in range(1, config.num_server_rounds + 1):
+        received = {name: value.clone() for name, value in predictor.state_dict().items()}
+        total = {name: torch.zeros_like(value) for name, value in received.items()}
+        drawn = drawn_groups(workspace.seen, config, server_round)
+        for group, share in _weights(workspace, config, drawn).items():
+            predictor.load_state_dict(received)
+            train_group(
+                predictor, workspace.table(group), config, server_round=server_round,
+                learning_rate=learning_rate_at(config, server_round),
+                local_steps=config.local_steps, seed=round_seed(config.seed, server_round, group),
+            )  # fmt: skip
+            for name, value in predictor.state_dict().items():
+                total[name] += share * value
+        predictor.load_state_dict(total)
+        on_round(server_round, predictor)
+    return predictor
+
+
+def centralised(workspace: Workspace, config: RunConfig, on_round: OnRound) -> PreferencePredictor:
+    """Train on the pooled answers of all seen groups: one optimiser, no averaging.
+
+    A round is ``local-steps`` steps, each on a batch of every group: the steps and the data of a
+    federated round.
+    """
+    predictor = _start(workspace, config)
+    optimizer = FlatAdamW(list(predictor.parameters()), config.learning_rate, config.weight_decay)
+    rng = np.random.default_rng(config.seed)
+    weights = _weights(workspace, config, workspace.seen)
+    for server_round in range(1, config.num_server_rounds + 1):
+        optimizer.learning_rate = learning_rate_at(config, server_round)
+        steps = {
+            group: predictor.network.objective(workspace.table(group), config, rng, server_round)
+            for group in weights
+        }
+        predictor.train()
+        for _ in range(config.local_steps):
+            for group, weight in weights.items():
+                (weight * steps[group]()).backward()  # type: ignore[no-untyped-call]
+            if config.gradient_clip:
+                optimizer.clip(config.gradient_clip)
+            optimizer.step()
+        on_round(server_round, predictor.eval())
+    return predictor
+
+
+def local_only(
+    workspace: Workspace, config: RunConfig, on_round: OnRound
+) -> list[PreferencePredictor]:
+    """Train every seen group alone, for as many rounds and steps as in the federation.
+
+    One predictor a seen group; they are scored by the mean over predictors.
+    """
+    return [
+        federated(replace(workspace, seen=(group,)), config, on_round) for group in workspace.seen
+    ]
+
+
+def drawn_groups(groups: tuple[str, ...], config: RunConfig, server_round: int) -> tuple[str, ...]:
+    """Return the groups that train in a round, as many of them as FedAvg would draw."""
+    number = int(len(groups) * config.strategy_kwargs.get("fraction_train", 1.0))
+    rng = np.random.default_rng(round_seed(config.seed, server_round, "drawn groups"))
+    chosen = rng.choice(len(groups), max(number, 1), replace=False)
+    return tuple(groups[i] for i in sorted(chosen))
+
+
+def _weights(workspace: Workspace, config: RunConfig, groups: tuple[str, ...]) -> dict[str, float]:
+    """Return every group's weight in an average of these; they sum to 1."""
+    answers = {g: float(len(workspace.table(g).members("train"))) for g in groups}
+    if config.client_weight == "uniform":
+        answers = dict.fromkeys(answers, 1.0)
+    total = sum(answers.values())
+    return {group: number / total for group, number in answers.items()}
+
+
+def _start(workspace: Workspace, config: RunConfig) -> PreferencePredictor:
+    predictor = initial_predictor(
+        config, workspace.vectors.shape[1], workspace.embedding_fingerprint
+    )
+    return predictor.to(workspace.vectors.device)

@@ -1,0 +1,196 @@
+"""Predictor x group -> scores on the split grid, with bootstrap intervals."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pluralllm_fl.metrics import (
+    FloatArray,
+    alignment,
+    bootstrap_interval,
+    group_block,
+    restrict,
+    uniform_like,
+)
+from pluralllm_fl.predictor.episodes import GroupTable, IntArray
+from pluralllm_fl.predictor.model import PreferencePredictor
+from pluralllm_fl.preferences import BoolArray
+
+EvaluationSplit = Literal["all", "train", "validation", "test"]
+EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = ("all", "train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitScore:
+    """A group's scores on one split of questions.
+
+    `alignment` and `uniform` are means over the target questions, `low` and `high` bound the
+    95% bootstrap interval of the alignment (NaN: there is none). `alignment_offered` is the
+    alignment that the same predictions have if the options offered are known; where nothing is
+    stated of them it is the alignment. All are 0 if there are no `questions`.
+    """
+
+    alignment: float
+    alignment_offered: float
+    low: float
+    high: float
+    uniform: float
+    questions: int
+
+
+NO_SCORE = SplitScore(0.0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Predicted and true distributions over target questions.
+
+    `predicted` and `true` are flat, shape (N,); `question` (N,) maps options to 0..Q-1 and
+    `index` (Q,) maps these to the group table. `offered` (N,) says which options the group was
+    offered (None: all); the predictions were made without it.
+    """
+
+    index: IntArray
+    predicted: FloatArray
+    true: FloatArray
+    question: IntArray
+    offered: BoolArray | None
+
+    @property
+    def alignment(self) -> FloatArray:
+        """Alignment score of every question, shape (Q,)."""
+        return alignment(self.predicted, self.true, self.question)
+
+    @property
+    def alignment_offered(self) -> FloatArray:
+        """Alignment score of every question if the options offered are known, shape (Q,)."""
+        if self.offered is None:
+            return self.alignment
+        known = restrict(self.predicted, self.offered, self.question)
+        return alignment(known, self.true, self.question)
+
+
+# A group's table, its context and target questions -> its predicted targets.
+Predict = Callable[[GroupTable, IntArray, IntArray], Targets]
+
+
+def evaluation_order(table: GroupTable, seed: int) -> IntArray:
+    """Shuffle a group's questions; contexts are prefixes, so larger ones hold the smaller.
+
+    The order depends on seed, group and question only, not on what else the table holds.
+    """
+    keys = [
+        hashlib.sha256(f"{seed}\0{table.group}\0{q.id}".encode()).digest() for q in table.questions
+    ]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+
+
+def context_and_targets(
+    table: GroupTable, split: EvaluationSplit, context_questions: int, seed: int
+) -> tuple[IntArray, IntArray]:
+    """Choose context and target questions.
+
+    ``all`` is the paper's measure: random context questions, every other question a target. The
+    other splits take the context from the training questions and score the split's questions.
+    """
+    order = evaluation_order(table, seed)
+    if split == "all":
+        return order[:context_questions], order[context_questions:]
+    train = order[np.isin(order, table.members("train"))]
+    context = train[:context_questions]
+    if split == "train":
+        return context, train[context_questions:]
+    return context, order[np.isin(order, table.members(split))]
+
+
+@torch.no_grad()
+def predict_targets(
+    predictor: PreferencePredictor, table: GroupTable, context: IntArray, targets: IntArray
+) -> Targets:
+    """Predict all targets of a group in one pass, given its answers to the context questions."""
+    asked = table.batch(targets).without_answers()
+    predicted = predictor.predict(table.batch(context), asked)
+    return beside_answers(predicted.double().cpu().numpy(), table, targets)
+
+
+def beside_answers(predicted: FloatArray, table: GroupTable, targets: IntArray) -> Targets:
+    """Put predicted distributions (flat, in the order of `targets`) beside the group's answers."""
+    question = np.repeat(np.arange(len(targets)), table.size[targets])
+    true = table.answers(targets).astype(np.float64)
+    return Targets(targets, predicted, true, question, table.offers(targets))
+
+
+def score_targets(targets: Targets) -> SplitScore:
+    """Summarise per-question alignment into mean, interval and uniform reference."""
+    if not len(targets.index):
+        return NO_SCORE
+    scores = targets.alignment
+    low, high = bootstrap_interval(scores, seed=0)
+    uniform = alignment(uniform_like(targets.question), targets.true, targets.question)
+    return SplitScore(
+        alignment=float(scores.mean()),
+        alignment_offered=float(targets.alignment_offered.mean()),
+        low=low,
+        high=high,
+        uniform=float(uniform.mean()),
+        questions=len(scores),
+    )
+
+
+def evaluate_group(
+    predictor: PreferencePredictor, table: GroupTable, *, context_questions: int, seed: int
+) -> dict[EvaluationSplit, SplitScore]:
+    """Score one group on every split of questions."""
+    predict = partial(predict_targets, predictor.eval())
+    return score_splits(predict, table, context_questions=context_questions, seed=seed)
+
+
+def score_splits(
+    predict: Predict, table: GroupTable, *, context_questions: int, seed: int
+) -> dict[EvaluationSplit, SplitScore]:
+    """Score whatever predicts on every split of one group's questions."""
+    return {
+        split: score_targets(
+            predict(table, *context_and_targets(table, split, context_questions, seed))
+        )
+        for split in EVALUATION_SPLITS
+    }
+
+
+def split_blocks(
+    scores: Mapping[str, Mapping[EvaluationSplit, SplitScore]],
+) -> dict[str, Any] | None:
+    """Turn one side's per-group scores into the block of summary.json.
+
+    Returns
+    -------
+    dict or None
+        The block over all questions, with the same over test questions under
+        ``test_questions`` and over training questions under ``trained_questions`` (each None if
+        no group has any); None if no group has a question.
+    """
+    block = _block({group: score["all"] for group, score in scores.items()})
+    if block is not None:
+        block["test_questions"] = _block({g: score["test"] for g, score in scores.items()})
+        block["trained_questions"] = _block({g: score["train"] for g, score in scores.items()})
+    return block
+
+
+def _block(scores: Mapping[str, SplitScore]) -> dict[str, Any] | None:
+    held = {group: score for group, score in scores.items() if score.questions}
+    if not held:
+        return None
+    block = group_block(
+        {g: s.alignment for g, s in held.items()},
+        {g: s.questions for g, s in held.items()},
+        {g: s.uniform for g, s in held.items()},
+        {g: (s.low, s.high) for g, s in held.items() if not math.isnan(s.low)},
+    )
+    offered = [s.alignment_offered for s in held.values()]
+    return block | {"alignment_offered": sum(offered) / len(offered)}

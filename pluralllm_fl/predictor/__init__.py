@@ -1,0 +1,1 @@
+"""The preference predictor: networks, episodes, losses and a node's local training."""

@@ -1,0 +1,47 @@
+"""Losses: how far a prediction is from a group's answers."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pluralllm_fl.predictor.episodes import QuestionBatch
+
+
+def prediction_loss(
+    log_probability: Tensor, log_std: Tensor | None, answers: QuestionBatch, loss: str
+) -> Tensor:
+    """Compare a prediction with a group's answers.
+
+    ``cross-entropy`` (−Σ q log p) and ``alignment`` (the Jensen-Shannon distance, 1 − the
+    alignment score) are means over questions, in natural log; ``normal-nll`` is the published
+    loss: the negative log-likelihood of the probabilities under Normal(predicted probability,
+    exp(log_std)), mean over the options offered.
+
+    Parameters
+    ----------
+    log_probability : Tensor, shape (N,)
+        Predicted, normalised within each question.
+    log_std : Tensor, shape (N,), or None
+        The published head's uncertainty; None: 1.
+    answers : QuestionBatch
+        With distributions.
+    """
+    assert answers.distribution is not None, "targets carry answers in training"
+    q = answers.distribution
+    if loss == "cross-entropy":
+        return torch.neg((q * log_probability).sum()) / len(answers)
+    p = log_probability.exp()
+    if loss == "alignment":
+        return js_distance(answers.pad(p), answers.pad(q)).mean()
+    if log_std is None:
+        log_std = torch.zeros_like(p)
+    nll = ((q - p) / log_std.exp()).square() / 2 + log_std + math.log(2 * math.pi) / 2
+    return (nll if answers.offered is None else nll[answers.offered]).mean()
+
+
+def js_distance(p: Tensor, q: Tensor) -> Tensor:
+    """Return the Jensen-Shannon distance along dimension 1 (natural log), smooth at 0."""
+    log_middle = ((p + q) / 2).clamp_min(1e-9).log()
+    terms = p * (p.clamp_min(1e-9).log() - log_middle) + q * (q.clamp_min(1e-9).log() - log_middle)
+    return (terms.sum(dim=1).clamp_min(0) / 2 + 1e-6).sqrt()

@@ -1,0 +1,129 @@
+"""The preference predictor: a group's answers in, distributions over new questions out.
+
+Both architectures are exchangeable in the context questions, treat the options of a question
+as a set, and score every target of a group in one pass.
+"""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.predictor.episodes import QuestionBatch
+from pluralllm_fl.predictor.networks import Network, PredictorConfig
+from pluralllm_fl.predictor.published import PublishedNetwork
+from pluralllm_fl.predictor.transformer import TransformerNetwork
+
+NETWORKS: dict[str, type[Network]] = {
+    "transformer": TransformerNetwork,
+    "published": PublishedNetwork,
+}
+
+
+class Prediction(NamedTuple):
+    """Scores of target options, flat.
+
+    `log_probability` (N,) is normalised within each question; `log_std` (N,) is the published
+    head's uncertainty of the probability, None where the network has none.
+    """
+
+    log_probability: Tensor
+    log_std: Tensor | None
+
+
+class PreferencePredictor(nn.Module):
+    """Predict how a group distributes its preference, given a few of its answers.
+
+    Parameters
+    ----------
+    config : PredictorConfig
+
+    Examples
+    --------
+    >>> context = predictor.encode_context(answered)      # once per group
+    >>> prediction = predictor.score(context, questions)  # any number of targets, one pass
+    """
+
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = NETWORKS[config.architecture].from_config(config)
+
+    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+        """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""
+        return self.network.encode_context(context)
+
+    def score(self, context: tuple[Tensor, ...], targets: QuestionBatch) -> Prediction:
+        """Score the targets' options given an encoded context; answers in `targets` are unused."""
+        logits, log_std = self.network.score(context, targets)
+        return Prediction(targets.log_softmax(logits), log_std)
+
+    def forward(self, context: QuestionBatch | None, targets: QuestionBatch) -> Prediction:
+        """Encode and score in one call."""
+        return self.score(self.encode_context(context), targets)
+
+    @torch.no_grad()
+    def predict(self, context: QuestionBatch | None, targets: QuestionBatch) -> Tensor:
+        """Return the distributions over the targets' options, flat, shape (N,)."""
+        return self.forward(context, targets).log_probability.exp()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self.config), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Self:
+        """Read what `save_pretrained` wrote; never executes code.
+
+        Raises
+        ------
+        ArtefactError
+            When a file is missing, damaged, or does not fit the configuration.
+        """
+        path = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (path / name).is_file():
+                raise ArtefactError(f"No model in {path}: {name} is missing.")
+        try:
+            values: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
+            # Not by default: a model of an earlier version would be read as one of this.
+            if lacking := [f.name for f in fields(PredictorConfig) if f.name not in values]:
+                raise ValueError(
+                    f"{', '.join(lacking)} missing, as in models of an earlier version: train "
+                    "again, or use the version that wrote it"
+                )
+            predictor = cls(PredictorConfig(**values))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ArtefactError(
+                f"{path / 'config.json'} is not a predictor config: {error}."
+            ) from None
+        try:
+            predictor.load_state_dict(load_file(path / "model.safetensors"))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtefactError(
+                f"{path / 'model.safetensors'} is damaged or of another model than its "
+                f"config.json: {reason}. Restore both from a copy, or train again."
+            ) from None
+        return predictor.eval()
+
+
+def initial_predictor(
+    config: RunConfig, embedding_dim: int, embedding_fingerprint: str
+) -> PreferencePredictor:
+    """Build the predictor that a run of this config starts from; seeds torch."""
+    torch.manual_seed(config.seed)
+    return PreferencePredictor(
+        PredictorConfig.from_run_config(config, embedding_dim, embedding_fingerprint)
+    )

@@ -1,0 +1,86 @@
+"""What a network is: the contract that every architecture keeps, and what builds one."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+import numpy as np
+from torch import Tensor, nn
+
+from pluralllm_fl.config import RunConfig, embedding_parts
+from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictorConfig:
+    """Everything needed to rebuild a predictor and to embed text for it."""
+
+    architecture: Literal["transformer", "published"] = "transformer"
+    embedding_dim: int
+    width: int = 96
+    layers: int = 1
+    heads: int = 4
+    feed_forward: int = 96
+    dropout: float = 0.1
+    question_features: int = 1024
+    factors: int = 8
+    embedding_model: str = "auto"
+    embedding_pooling: Literal["mean", "last"] = "mean"
+    embedding_template: str = "{question}||{option}"
+    embedding_standardise: bool = True
+    embedding_fingerprint: str = ""
+
+    @classmethod
+    def from_run_config(
+        cls, config: RunConfig, embedding_dim: int, embedding_fingerprint: str = ""
+    ) -> Self:
+        """Take the predictor's part of a run config."""
+        shared = {f.name for f in fields(cls)} & {f.name for f in fields(config)}
+        return cls(
+            embedding_dim=embedding_dim,
+            embedding_fingerprint=embedding_fingerprint,
+            **{name: getattr(config, name) for name in shared},
+        )
+
+    @property
+    def dimension(self) -> int:
+        """Length of one vector of the language model; a row holds one or two."""
+        return self.embedding_dim // len(embedding_parts(self.embedding_template))
+
+
+class Network(nn.Module, ABC):
+    """An architecture: one class, and one line in `predictor.NETWORKS`.
+
+    All its parameters are trained and averaged. Nothing in it belongs to one group: a group enters
+    through its context alone.
+    """
+
+    @classmethod
+    def from_config(cls, config: PredictorConfig) -> Self:
+        """Build the network with random weights from torch's global generator.
+
+        Arguments of a network's constructor are named as attributes of `PredictorConfig`.
+        """
+        return cls(**{name: getattr(config, name) for name in inspect.signature(cls).parameters})
+
+    @abstractmethod
+    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+        """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""
+
+    @abstractmethod
+    def score(
+        self, context: tuple[Tensor, ...], targets: QuestionBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the targets' logits, shape (N,), and log standard deviations or None."""
+
+    @abstractmethod
+    def objective(
+        self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
+    ) -> Callable[[], Tensor]:
+        """Prepare a round of local training on a group's training questions.
+
+        It is called with the weights as received. The function it returns draws one step's
+        questions from `rng` and returns their loss under the weights as they are then.
+        """

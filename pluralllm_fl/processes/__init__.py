@@ -1,0 +1,1 @@
+"""Flower's processes: starting, watching and restarting them."""

@@ -1,0 +1,396 @@
+"""A private SuperLink for one simulated run, and ``flwr run`` on it.
+
+Only Flower's public commands are used. Everything they write lies in one temporary folder and
+everything they start belongs to one watchdog, so that nothing outlives the run and no other
+SuperLink or Ray cluster on the machine is touched. A cluster that the user names in
+``RAY_ADDRESS`` is used and left as it was; its workers get our code with the job.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, Self
+
+import psutil
+
+from pluralllm_fl.config import Value
+from pluralllm_fl.devices import available_cpus
+from pluralllm_fl.errors import FederationError
+from pluralllm_fl.formats import toml
+from pluralllm_fl.processes import watchdog
+
+START_SECONDS = 60.0
+REACH_SECONDS = 10.0
+CLOSE_SECONDS = 30.0
+TICK_SECONDS = 0.2
+_CONNECTION = "private"
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, in Flower's words."""
+
+    status: Literal["completed", "failed", "stopped"]
+    details: str
+
+
+class PrivateSuperLink:
+    """A SuperLink of our own; a context manager that leaves no process and no file behind.
+
+    Parameters
+    ----------
+    threads : int
+        Threads that numerical libraries may use in each process.
+
+    Raises
+    ------
+    FederationError
+        If Flower's commands are not installed or do not start, or RAY_ADDRESS does not answer.
+    """
+
+    def __init__(self, *, threads: int) -> None:
+        self._threads = threads
+
+    def __enter__(self) -> Self:
+        if _existing_cluster():
+            _reach_cluster(os.environ["RAY_ADDRESS"])
+        scripts = flower_scripts()
+        self._flwr = str(Path(scripts) / "flwr")
+        self._folder = Path(tempfile.mkdtemp(prefix="plfl-", dir=_short_temporary_folder()))
+        self._environment = _environment(scripts, self._folder, self._threads)
+        self._output = self._folder / "superlink.log"
+        # Also everyone's working directory: Ray's actors import from theirs first of all, and
+        # the user's may hold another project's client_app.py.
+        self._app = self._folder / "app"
+        self._app.mkdir()
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A second Ctrl-C must not cut the clean-up short: it is bounded anyway.
+        with _ignored_interrupts():
+            self._watchdog.stdin.close()  # type: ignore[union-attr]
+            try:
+                self._watchdog.wait(CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                tree = psutil.Process(self._watchdog.pid).children(recursive=True)
+                self._watchdog.kill()
+                watchdog.end(set(tree))
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(
+        self,
+        app: Path,
+        run_config: Mapping[str, Value],
+        *,
+        supernodes: int,
+        gpus: float,
+        log: Path,
+        tick: Callable[[], None],
+    ) -> Outcome:
+        """Run a Flower app to its end.
+
+        Parameters
+        ----------
+        app : Path
+            Folder with pyproject.toml, server_app.py and client_app.py.
+        run_config : mapping of str to bool, float, int or str
+            Every run-config value.
+        supernodes : int
+            Number of simulated nodes.
+        gpus : float
+            Share of a GPU that each node may use.
+        log : Path
+            Receives the run's log as it grows.
+        tick : callable
+            Called a few times a second while the run goes on.
+
+        Raises
+        ------
+        FederationError
+            If the run cannot be started or its SuperLink ends early.
+        """
+        self._wait_until_ready()
+        stage_app(app, self._app)
+        config = self._folder / "run-config.toml"
+        config.write_text(toml(run_config), encoding="utf-8")
+        command = [
+            self._flwr, "run", str(self._app), _CONNECTION, "--stream",
+            "--run-config", str(config), "--federation-config", self._resources(supernodes, gpus),
+        ]  # fmt: skip
+        with log.open("ab") as output:
+            process = self._popen(command, output)
+            try:
+                return self._follow(process, log, tick)
+            finally:
+                process.kill()
+                process.wait()
+
+    def _follow(
+        self, process: "subprocess.Popen[bytes]", log: Path, tick: Callable[[], None]
+    ) -> Outcome:
+        """Wait for the end of the log, then ask how the run ended: `flwr run` exits 0 anyway."""
+        while True:
+            while process.poll() is None:
+                if self._watchdog.poll() is not None:
+                    raise self._ended()
+                tick()
+                time.sleep(TICK_SECONDS)
+            outcome = self._outcome(log)
+            tick()
+            if outcome is not None:
+                return outcome
+            time.sleep(1.0)
+
+    def _outcome(self, log: Path) -> Outcome | None:
+        answer = subprocess.run(
+            [self._flwr, "list", _CONNECTION, "--format", "json"],
+            env=self._environment, cwd=self._app, stdin=subprocess.DEVNULL, capture_output=True,
+            start_new_session=True, check=False,
+        )  # fmt: skip
+        try:
+            listed = json.loads(answer.stdout)
+            run = listed["runs"][0]
+        except (ValueError, KeyError):
+            if self._watchdog.poll() is not None:
+                raise self._ended() from None
+            raise FederationError("Flower does not say how the run ended.") from None
+        except IndexError:
+            raise FederationError(
+                f"Flower did not start the run: {last_lines(log) or 'no reason given'}"
+            ) from None
+        phase, _, status = run["status"].partition(":")
+        if phase != "finished":
+            return None
+        details = run["status-details"].removeprefix("Simulation failed with exception: ")
+        if details.startswith("No heartbeat"):
+            details = "The simulation's process was killed; often the machine is out of memory."
+        return Outcome(status, "" if details == "N/A" else details)
+
+    def _start(self) -> None:
+        self._port = _free_port()
+        (self._folder / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
+            f'address = "127.0.0.1:{self._port}"\ninsecure = true\n',
+            encoding="utf-8",
+        )
+        command = [
+            sys.executable, "-P", watchdog.__file__, str(self._folder),
+            str(Path(self._flwr).with_name("flower-superlink")),
+            "--insecure", "--simulation", "--isolation", "subprocess",
+            "--host", "127.0.0.1", "--port", str(self._port),
+            "--disable-runtime-dependency-installation",
+        ]  # fmt: skip
+        with self._output.open("ab") as output:
+            self._watchdog = self._popen(command, output, subprocess.PIPE)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        attempts = 3
+        while not self._listens():
+            if self._watchdog.poll() is not None:
+                attempts -= 1
+                # Someone may have taken the port between our choice and the start.
+                if not attempts or "address already in use" not in last_lines(self._output, 20):
+                    raise self._ended()
+                self._start()
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    f"Flower's SuperLink did not start within {START_SECONDS:.0f} s: "
+                    f"{last_lines(self._output)}"
+                )
+            time.sleep(0.1)
+
+    def _listens(self) -> bool:
+        """Tell whether a process of ours (not just any) listens on the port."""
+        with contextlib.suppress(psutil.Error):
+            return any(
+                connection.status == psutil.CONN_LISTEN and connection.laddr.port == self._port
+                for process in psutil.Process(self._watchdog.pid).children()
+                for connection in process.net_connections("tcp")
+            )
+        return False
+
+    def _ended(self) -> FederationError:
+        return FederationError(
+            f"Flower's SuperLink ended unexpectedly: {last_lines(self._output) or 'no message'}"
+        )
+
+    def _resources(self, supernodes: int, gpus: float) -> str:
+        if _existing_cluster():  # it has cores of its own, of which this machine knows nothing
+            cores = f"client-resources-num-cpus={self._threads}"
+        else:
+            cpus = available_cpus()
+            cores = (
+                f"init-args-num-cpus={cpus} client-resources-num-cpus={min(self._threads, cpus)}"
+            )
+        return f"num-supernodes={supernodes} {cores} client-resources-num-gpus={gpus:.6f}"
+
+    def _popen(
+        self, command: list[str], output: IO[bytes], stdin: int = subprocess.DEVNULL
+    ) -> "subprocess.Popen[bytes]":
+        # A session of its own: the terminal's Ctrl-C reaches only us, and we end the rest.
+        return subprocess.Popen(
+            command, env=self._environment, cwd=self._app, start_new_session=True,
+            stdin=stdin, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def stage_app(app: Path, folder: Path) -> None:
+    """Copy the app's own files: runs, data and caches beside it must not be packed."""
+    for file in app.iterdir():
+        if file.is_file() and (file.suffix in (".py", ".toml") or file.stem == "LICENSE"):
+            shutil.copy(file, folder)
+
+
+def last_lines(log: Path, count: int = 3) -> str:
+    """Return the last lines with a message, without colours and prefixes; '' if none."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [re.sub(r"^(ERROR|WARNING|INFO|DEBUG)\s*:\s*", "", x).strip() for x in text.split("\n")]
+    return "\n".join([line for line in lines if line][-count:])
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupts = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in interrupts}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def flower_scripts() -> str:
+    """Return the folder of Flower's commands in this Python's own environment.
+
+    Raises
+    ------
+    FederationError
+        If they are not installed.
+    """
+    folders = [
+        sysconfig.get_path("scripts"),
+        str(Path(sys.executable).parent),
+        sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user")),
+    ]
+    found = shutil.which("flower-superlink", path=os.pathsep.join(folders))
+    if found is None:
+        raise FederationError(
+            f"Flower's commands are not installed for {sys.executable}. "
+            "Install them with: pip install 'flwr[simulation]'"
+        )
+    return str(Path(found).parent)
+
+
+def _short_temporary_folder() -> str:
+    """Return a temporary folder whose path leaves room for Ray's sockets (107 bytes in all)."""
+    default = tempfile.gettempdir()
+    short = len(os.fsencode(default)) <= 24 or not os.access("/tmp", os.W_OK)
+    return default if short else "/tmp"
+
+
+def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
+    inherited = os.environ
+    package = str(Path(__file__).resolve().parents[2])
+    # Flower's processes run in a folder of their own: relative entries would point elsewhere.
+    searched = filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))
+    modules = [package, *(str(Path(entry).absolute()) for entry in searched)]
+    local = "127.0.0.1,localhost"
+    numerics = {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if _existing_cluster():
+        ray = {_RAY_JOB: _ray_job(folder / "app", numerics)}
+    else:
+        ray = {"RAY_TMPDIR": str(folder)}
+    return {
+        **inherited,
+        "PATH": os.pathsep.join([scripts, inherited.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(modules),
+        "FLWR_HOME": str(folder),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        # Else glibc keeps the replies of a round in its heap, and memory creeps up.
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        **ray,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "NO_PROXY": ",".join(filter(None, [inherited.get("NO_PROXY", ""), local])),
+        "no_proxy": ",".join(filter(None, [inherited.get("no_proxy", ""), local])),
+        **numerics,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _existing_cluster() -> bool:
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
+def _reach_cluster(address: str) -> None:
+    """Fail at once where Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":  # Ray looks for a cluster on this machine
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise FederationError(
+            f"RAY_ADDRESS = {address}: no Ray cluster answers there ({error}). Give host:port of "
+            "a running one, from one of its machines (`ray start --head` starts one), or unset it."
+        ) from None
+
+
+def _ray_job(app: Path, numerics: dict[str, str]) -> str:
+    """Return the settings that Ray adds to the run's: workers elsewhere inherit nothing from us.
+
+    They get the ClientApp and this package, so that every machine runs the same code. A Ray job
+    that runs us has settings of its own.
+    """
+    job = json.loads(os.environ.get(_RAY_JOB, "{}"))
+    given = job.get("runtime_env") or {}
+    code = [str(app / "client_app.py"), str(Path(__file__).resolve().parents[1])]
+    job["runtime_env"] = {
+        **given,
+        "py_modules": [*given.get("py_modules", []), *code],
+        "env_vars": {**given.get("env_vars", {}), **numerics},
+    }
+    return json.dumps(job)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

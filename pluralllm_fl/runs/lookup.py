@@ -1,0 +1,102 @@
+"""Finding runs on disk and closing those whose server could not."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pluralllm_fl.errors import ArtefactError, nearest
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object of a run directory.
+
+    Raises
+    ------
+    ArtefactError
+        If it is missing or damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{path} does not hold a JSON object.")
+    return value
+
+
+def resolve_run(path: Path, *, completed: bool = True) -> Path:
+    """Return the run directory that a user means.
+
+    Parameters
+    ----------
+    path : Path
+        A run directory, or an output directory that holds some: then its newest run.
+    completed : bool
+        Consider only completed runs in an output directory; otherwise only the others.
+
+    Raises
+    ------
+    ArtefactError
+        If there is no such run.
+    """
+    try:
+        path = path.expanduser().resolve()
+        found = (path / "run.json").is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, unknown ~user, …
+        raise ArtefactError(f"'{str(path)[:80]}' is no usable path: {error}.") from None
+    if found:
+        return path
+    if not path.is_dir():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ArtefactError(f"There is no run at {path}.{nearest(path.name, siblings)}")
+    runs = [(read_json(file), file.parent) for file in path.glob("*/run.json")]
+    fitting = [
+        (str(run.get("started")), folder)
+        for run, folder in runs
+        if (run.get("status") == "completed") == completed
+    ]
+    if not fitting:
+        kind = "completed run" if completed else "run to resume"
+        raise ArtefactError(f"{path} holds no {kind} ({len(runs)} runs in all).")
+    return max(fitting)[1]
+
+
+def close_run(run: Path, status: Literal["failed", "interrupted"], error: str | None) -> None:
+    """Write the end of a run whose server was ended before it could; leave one that goes on."""
+    from pluralllm_fl.runs.artefacts import RunDirectory, is_claimed
+
+    # The lock first: a server that ends in between has then written its own end.
+    if is_claimed(run) or not (run / "run.json").is_file():
+        return
+    directory = RunDirectory.open(run)
+    if directory.run.get("status") != "running":
+        return
+    completed = _completed_rounds(directory.metrics)
+    directory.rewind_events(completed)
+    now = datetime.now(UTC)
+    directory.append_event(
+        {"event": "run_finished", "time": now.timestamp(), "status": status, "error": error}
+    )
+    directory.update_run(
+        status=status,
+        error=error,
+        finished=now.isoformat(timespec="seconds"),
+        completed_rounds=completed,
+    )
+
+
+def _completed_rounds(metrics: Path) -> int:
+    """Return the last round with a checkpoint: where a resumed run goes on."""
+    completed = 0
+    if metrics.is_file():
+        for line in metrics.read_bytes().splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                break
+            if event["event"] == "checkpoint":
+                completed = event["round"]
+    return completed

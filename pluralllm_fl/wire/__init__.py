@@ -1,0 +1,1 @@
+"""What travels between server and nodes, and every change of an update on the way."""
