@@ -143,7 +143,6 @@ class Server:
             "run-name": name,
             "output-dir": str(self.folder / "runs"),
             "evaluate-every": 1000,
-            "evaluate-with-training": True,
             **{key.replace("_", "-"): value for key, value in settings.items()},
         }
         self.run(app_directory(), config)

@@ -1,6 +1,6 @@
-"""Bytes a round and alignment of unseen groups for every way that updates can travel.
+"""Bytes a round and alignment of unseen groups for both update-dtypes.
 
-Runs `simulation.py` once per update-dtype, evaluate-with-training and seed, prints a table and
+Runs `simulation.py` once per update-dtype and seed, prints a table and
 adds the data set's figures to messages.json beside this file.
 
     python benchmarks/messages.py --dataset path/to/global_opinions.csv
@@ -18,7 +18,6 @@ from typing import Any
 from alignment import interval, run
 
 DTYPES = ("float32", "bfloat16")
-RIDES = ("false", "true")
 MEASURES: dict[str, tuple[str, ...]] = {
     "MB up a round": ("bytes_up",),
     "MB down a round": ("bytes_down",),
@@ -62,22 +61,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, help="default: the recipe's")
     parser.add_argument("--update-dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--evaluate-with-training", nargs="+", choices=RIDES, default=list(RIDES))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    ways = list(itertools.product(arguments.update_dtype, arguments.evaluate_with_training))
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {way: [] for way in ways}
+    ways = arguments.update_dtype
+    results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for seed, way in itertools.product(range(arguments.seeds), ways):
-        options = ["--set", f"update-dtype={way[0]}", "--set", f"evaluate-with-training={way[1]}"]
+        options = ["--set", f"update-dtype={way}"]
         if arguments.rounds:
             options += ["--rounds", str(arguments.rounds)]
         with tempfile.TemporaryDirectory() as folder:
             summary = run(arguments.dataset, seed, options, Path(folder))["summary"]
         results[way].append(summary)
-        print(*way, seed, f"{measure(summary, 'unseen alignment'):.4f}", flush=True)
-    table = {" ".join(way): describe(runs, results[ways[0]]) for way, runs in results.items()}
+        print(way, seed, f"{measure(summary, 'unseen alignment'):.4f}", flush=True)
+    table = {way: describe(runs, results[ways[0]]) for way, runs in results.items()}
     columns = list(next(iter(table.values())))
-    print("| update-dtype, evaluate-with-training | " + " | ".join(columns) + " |")
+    print("| update-dtype | " + " | ".join(columns) + " |")
     print("|---|" + "---|" * len(columns))
     for way, row in table.items():
         print(f"| {way} | " + " | ".join(text(name, cell) for name, cell in row.items()) + " |")

@@ -184,7 +184,7 @@ def floor(federation: Federation, number: int, folder: Path) -> list[float]:
     log = folder / "floor.log"
     with PrivateSuperLink(threads=1) as superlink:
         superlink.run(
-            app, values, supernodes=federation.groups, gpus=0.0, log=log, tick=lambda: None
+            app, values, supernodes=federation.groups, gpus=0.0, log=log, tick=lambda: False
         )
     if not (folder / "floor").is_file():
         raise SystemExit(f"the clients that do nothing failed: {log.read_text()[-2000:]}")

@@ -70,7 +70,6 @@ class RunConfig:
     update_dtype: Literal["float32", "bfloat16"]
     evaluate_every: int
     context_questions: int
-    evaluate_with_training: bool
     seed: int
     output_dir: str
     run_name: str

@@ -167,9 +167,10 @@ class _Simulation:
         tail = EventTail(self.folder / "metrics.jsonl", since=time.time())
         with RoundProgress(self.console, tail) as progress:
 
-            def tick() -> None:
+            def tick() -> bool:
                 self._keep_log()
                 progress.update()
+                return progress.completed and not self.config.trackers  # these finish after it
 
             return superlink.run(
                 app_directory(),

@@ -75,6 +75,17 @@ class Targets:
         known = restrict(self.predicted, self.offered, self.question)
         return alignment(known, self.true, self.question)
 
+    def part(self, start: int, end: int) -> "Targets":
+        """Return the questions from `start` up to `end`."""
+        own = (self.question >= start) & (self.question < end)
+        return Targets(
+            self.index[start:end],
+            self.predicted[own],
+            self.true[own],
+            self.question[own] - start,
+            None if self.offered is None else self.offered[own],
+        )
+
 
 # A group's table, its context and target questions -> its predicted targets.
 Predict = Callable[[GroupTable, IntArray, IntArray], Targets]
@@ -154,13 +165,19 @@ def evaluate_group(
 def score_splits(
     predict: Predict, table: GroupTable, *, context_questions: int, seed: int
 ) -> dict[EvaluationSplit, SplitScore]:
-    """Score whatever predicts on every split of one group's questions."""
-    return {
-        split: score_targets(
-            predict(table, *context_and_targets(table, split, context_questions, seed))
-        )
-        for split in EVALUATION_SPLITS
-    }
+    """Score whatever predicts on every split of one group's questions.
+
+    All splits but the first share their context, so they are predicted in one pass.
+    """
+    first, *others = (
+        context_and_targets(table, split, context_questions, seed) for split in EVALUATION_SPLITS
+    )
+    found = predict(table, others[0][0], np.concatenate([targets for _, targets in others]))
+    sizes = [len(targets) for _, targets in others]
+    ends = np.cumsum(sizes).tolist()
+    parts = [found.part(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    scored = map(score_targets, [predict(table, *first), *parts])
+    return dict(zip(EVALUATION_SPLITS, scored, strict=True))
 
 
 def split_blocks(

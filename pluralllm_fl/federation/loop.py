@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from pluralllm_fl.config import RunConfig
+from pluralllm_fl.devices import release_memory
 from pluralllm_fl.errors import FederationError, PluralLLMError
 from pluralllm_fl.federation import results
 from pluralllm_fl.federation.aggregation import aggregate
@@ -75,18 +76,15 @@ class RoundLoop:
         FederationError
             If a round has too few good replies after its retries, or the strategy fails.
         """
-        rounds, every = self.config.num_server_rounds, self.config.evaluate_every
-        apart = not self.config.evaluate_with_training
+        rounds = self.config.num_server_rounds
         if self.fresh:
-            if apart:
-                self.evaluate(0)
             self._end_round()
         for server_round in range(self.progress.round + 1, rounds + 1):
             if self.stop:
                 break
             self.train(server_round)
             self.progress.round = server_round
-            if server_round == rounds or (apart and server_round % every == 0):
+            if server_round == rounds:
                 self.evaluate(server_round)
             self._end_round()
         if not self.progress.aggregated_rounds:
@@ -115,10 +113,7 @@ class RoundLoop:
         return record
 
     def train(self, server_round: int) -> None:
-        """Run one training round on the global model.
-
-        With ``evaluate-with-training`` it also brings the scores of the model that comes in.
-        """
+        """Run a training round on the global model; its messages bring that model's scores too."""
         start = time.monotonic()
         self._admit(server_round)
         riding = self._rides(server_round)
@@ -175,11 +170,8 @@ class RoundLoop:
     def _rides(self, server_round: int) -> bool:
         """Return whether the model that comes into this round is evaluated by its messages."""
         before, last = server_round - 1, self.progress.evaluation
-        return (
-            self.config.evaluate_with_training
-            and before % self.config.evaluate_every == 0
-            and (last is None or last["round"] != before)
-        )
+        due = before % self.config.evaluate_every == 0
+        return due and (last is None or last["round"] != before)
 
     def _evaluation_messages(self, server_round: int, *, everyone: bool = False) -> list[Message]:
         config = ConfigRecord(
@@ -306,6 +298,7 @@ class RoundLoop:
     def _end_round(self) -> None:
         for callback in self.callbacks:
             callback.on_round_end(self)
+        release_memory()
 
 
 def _reply(outcome: Outcome, content: RecordDict) -> Message:

@@ -44,7 +44,6 @@ FREE_ON_RESUME = frozenset(
     {
         "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
         "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
-        "evaluate-with-training",
         "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm", "max-update-ratio",
     }
 )  # fmt: skip

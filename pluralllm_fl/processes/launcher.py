@@ -106,7 +106,7 @@ class PrivateSuperLink:
         supernodes: int,
         gpus: float,
         log: Path,
-        tick: Callable[[], None],
+        tick: Callable[[], bool],
     ) -> Outcome:
         """Run a Flower app to its end.
 
@@ -123,7 +123,8 @@ class PrivateSuperLink:
         log : Path
             Receives the run's log as it grows.
         tick : callable
-            Called a few times a second while the run goes on.
+            Called a few times a second while the run goes on. True says that all of its results
+            are there: then nobody waits for Flower and Ray to put their processes away.
 
         Raises
         ------
@@ -147,14 +148,15 @@ class PrivateSuperLink:
                 process.wait()
 
     def _follow(
-        self, process: "subprocess.Popen[bytes]", log: Path, tick: Callable[[], None]
+        self, process: "subprocess.Popen[bytes]", log: Path, tick: Callable[[], bool]
     ) -> Outcome:
         """Wait for the end of the log, then ask how the run ended: `flwr run` exits 0 anyway."""
         while True:
             while process.poll() is None:
                 if self._watchdog.poll() is not None:
                     raise self._ended()
-                tick()
+                if tick() and not _existing_cluster():  # a cluster of others is left in order
+                    return Outcome("completed", "")
                 time.sleep(TICK_SECONDS)
             outcome = self._outcome(log)
             tick()
@@ -343,8 +345,6 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
-        # Else glibc keeps the replies of a round in its heap, and memory creeps up.
-        "MALLOC_MMAP_THRESHOLD_": "1048576",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         **ray,
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -65,6 +65,7 @@ class RoundProgress:
         self._pending: Event | None = None
         self._evaluation: Event | None = None
         self._state = "starting Flower"
+        self.completed = False
 
     def __enter__(self) -> "RoundProgress":
         if self._console.is_terminal:
@@ -119,8 +120,6 @@ class RoundProgress:
 
     def _on_evaluation(self, event: Event) -> None:
         self._evaluation = event
-        if event["round"] == 0:
-            self._clock = time.monotonic()
         if event["round"] == 0 and not self._console.is_terminal:
             self.say("  ".join(["round 0", *self._scores(None, event)]))
         elif self._pending is not None and event["round"] == self._pending["round"]:
@@ -147,6 +146,9 @@ class RoundProgress:
     def _on_warning(self, event: Event) -> None:
         self._print_round()
         self._warn(event["text"])
+
+    def _on_run_finished(self, event: Event) -> None:
+        self.completed = event["status"] == "completed"
 
     def _on_early_stopped(self, event: Event) -> None:
         self._print_round()

@@ -82,7 +82,7 @@ with PrivateSuperLink(threads=1) as superlink:
     print(superlink._folder, flush=True)
     superlink.run(
         folder / "app", {"behaviour": "wait", "marker": str(folder / "marker")},
-        supernodes=3, gpus=0.0, log=folder / "flower.log", tick=lambda: None,
+        supernodes=3, gpus=0.0, log=folder / "flower.log", tick=lambda: False,
     )
 """
 
@@ -143,7 +143,7 @@ def test_run_completes_alone_and_leaves_nothing(
     with PrivateSuperLink(threads=1) as superlink:
         outcome = superlink.run(
             app, {"behaviour": "", "marker": str(marker)},
-            supernodes=3, gpus=0.0, log=log, tick=lambda: ticks.append(started(mark)),
+            supernodes=3, gpus=0.0, log=log, tick=lambda: bool(ticks.append(started(mark))),
         )  # fmt: skip
     assert (outcome.status, outcome.details) == ("completed", "")
     found = json.loads(marker.read_text())
@@ -162,7 +162,7 @@ def test_crashed_server_is_a_failed_run(app: Path, tmp_path: Path, mark: str) ->
     with PrivateSuperLink(threads=1) as superlink:
         outcome = superlink.run(
             app, {"behaviour": "crash", "marker": ""},
-            supernodes=3, gpus=0.0, log=log, tick=lambda: None,
+            supernodes=3, gpus=0.0, log=log, tick=lambda: False,
         )  # fmt: skip
     assert (outcome.status, outcome.details) == ("failed", "broken on purpose")
     assert "RuntimeError: broken on purpose" in log.read_text()
@@ -176,7 +176,7 @@ def test_app_that_flower_refuses(app: Path, tmp_path: Path, mark: str) -> None:
         PrivateSuperLink(threads=1) as superlink,
     ):
         superlink.run(
-            app, {}, supernodes=3, gpus=0.0, log=tmp_path / "flower.log", tick=lambda: None
+            app, {}, supernodes=3, gpus=0.0, log=tmp_path / "flower.log", tick=lambda: False
         )
     assert started(mark) == []
 

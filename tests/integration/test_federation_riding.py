@@ -31,22 +31,24 @@ def story(run: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_riding_changes_neither_the_model_nor_the_scores(tmp_path: Path, every: int) -> None:
-    apart = tiny_run(tiny_config(tmp_path / "apart", evaluate_every=every))
+def test_scores_on_the_way_are_those_of_a_pass_of_their_own(tmp_path: Path, every: int) -> None:
+    """A run that ends after a round evaluates its model in a pass of its own."""
     grid = InProcessGrid(tiny_app(), len(GROUPS))
-    config = tiny_config(tmp_path / "rides", evaluate_every=every, evaluate_with_training=True)
-    rides = tiny_run(config, grid=grid)
-    assert final_arrays(rides) == final_arrays(apart)
-    assert story(rides) == story(apart)
+    run = tiny_run(tiny_config(tmp_path / "whole", evaluate_every=every), grid=grid)
+    told = {event["round"]: event for event in story(run)}
+    assert list(told) == ([0, 1, 2, 3, 4] if every == 1 else [0, 3, 4])
+    for rounds in set(told) - {0}:
+        ended = tiny_run(tiny_config(tmp_path / f"{rounds}", num_server_rounds=rounds))
+        assert story(ended)[-1] == told[rounds]
     kinds = Counter(message.metadata.message_type for message in grid.sent)
-    evaluated_apart = {1: 4, 3: 2}[every]  # rounds 0 to 3, or 0 and 3, of the unseen group
+    on_the_way = len(told) - 1  # of the group that does not train; the last pass asks all
     assert kinds["train"] == 4 * 4
-    assert kinds["evaluate"] == evaluated_apart + len(GROUPS)
+    assert kinds["evaluate"] == on_the_way + len(GROUPS)
 
 
 @pytest.mark.parametrize("server_round", [1, 3])
 def test_resumed_run_tells_the_same_story(tmp_path: Path, server_round: int) -> None:
-    settings = {"evaluate_with_training": True, "strategy": "fedadam"}
+    settings = {"strategy": "fedadam"}
     whole = tiny_run(tiny_config(tmp_path / "whole", **settings))
     run = crashed(tiny_config(tmp_path / "cut", **settings), server_round)
     tiny_run(tiny_config(tmp_path / "cut", resume=str(run), **settings))
@@ -56,7 +58,7 @@ def test_resumed_run_tells_the_same_story(tmp_path: Path, server_round: int) -> 
 
 def test_evaluation_of_the_completed_round_is_not_told_twice(tmp_path: Path) -> None:
     """The scores of round 2 come with round 3, in which the server dies after they were told."""
-    settings = {"evaluate_with_training": True, "min_nodes": 4, "round_retries": 0}
+    settings = {"min_nodes": 4, "round_retries": 0}
     whole = tiny_run(tiny_config(tmp_path / "whole", **settings))
 
     def no_update(request: Message, reply: Message, _: int) -> Message:
@@ -83,13 +85,12 @@ def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
         return reply
 
     settings = {"early_stopping_patience": 2, "num_server_rounds": 9}
-    apart = tiny_run(tiny_config(tmp_path / "apart", **settings), fault=score)
-    config = tiny_config(tmp_path / "rides", evaluate_with_training=True, **settings)
-    rides = tiny_run(config, fault=score)
-    assert final_arrays(rides) == final_arrays(apart)
-    stopped = [events(run, "early_stopped")[0] for run in (apart, rides)]
-    assert [e["best_round"] for e in stopped] == [2, 2]
-    assert [e["round"] for e in stopped] == [4, 5]  # the scores arrive one round later
+    run = tiny_run(tiny_config(tmp_path / "stopped", **settings), fault=score)
+    best = tiny_run(tiny_config(tmp_path / "best", num_server_rounds=2))
+    assert final_arrays(run) == final_arrays(best)
+    [stopped] = events(run, "early_stopped")
+    # The scores of round 4, the second without gain, arrive one round later.
+    assert (stopped["best_round"], stopped["round"]) == (2, 5)
 
 
 def test_bad_scores_do_not_cost_the_update(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_bad_scores_do_not_cost_the_update(tmp_path: Path) -> None:
         return reply
 
     whole = tiny_run(tiny_config(tmp_path / "whole"))
-    run = tiny_run(tiny_config(tmp_path / "bad", evaluate_with_training=True), fault=nan)
+    run = tiny_run(tiny_config(tmp_path / "bad"), fault=nan)
     assert final_arrays(run) == final_arrays(whole)
     dropped = events(run, "reply_dropped")
     assert {(e["group"], e["phase"], e["round"]) for e in dropped} == {

@@ -267,9 +267,8 @@ def test_early_stopping_does_not_wait_for_a_group_too_small_to_be_scored(tmp_pat
     assert [(e["round"], e["best_round"]) for e in stopped] == [(2, 0)]
 
 
-@pytest.mark.parametrize("riding", [False, True])
 def test_a_run_that_does_not_learn_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, riding: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The model moves away from zero, which the tiny federation's score measures."""
 
@@ -279,7 +278,7 @@ def test_a_run_that_does_not_learn_says_so(
             reply.content["arrays"]["weight"] = Array(np.asarray(weight * np.float32(1.1)))
         return reply
 
-    config = tiny_config(tmp_path, evaluate_with_training=riding)
+    config = tiny_config(tmp_path)
     with caplog.at_level("WARNING", logger="flwr.pluralllm_fl"):
         run = tiny_run(config, fault=worse)
     (warning,) = json.loads((run / "summary.json").read_text())["warnings"]

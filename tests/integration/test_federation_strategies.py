@@ -79,7 +79,7 @@ def test_clipping_on_the_nodes_bounds_what_they_send_and_lets_scores_ride(tmp_pa
             assert "norm_bit" in reply.content["metrics"]
         return reply
 
-    config = private(tmp_path, initial_clipping_norm=0.01, evaluate_with_training=True)
+    config = private(tmp_path, initial_clipping_norm=0.01)
     grid = InProcessGrid(app, 4, config.to_run_config(), fault=measure)
     run = run_on(grid, config)
     assert max(sent[:3]) == pytest.approx(0.01, rel=1e-3)
