@@ -11,6 +11,7 @@ import numpy as np
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.evaluation import baselines
 from pluralllm_fl.evaluation.probes import MLP_STEPS, mlp_probe, ridge_probe
 from pluralllm_fl.evaluation.references import (
     Reference,
@@ -25,7 +26,6 @@ from pluralllm_fl.evaluation.scores import (
     Predict,
     SplitScore,
     Targets,
-    baselines,
     beside_answers,
     predict_targets,
     score_splits,
