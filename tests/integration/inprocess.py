@@ -285,6 +285,16 @@ def tiny_run(
     )
 
 
+def scores_in(request: Message, reply: Message) -> tuple[int, MetricRecord] | None:
+    """Return the round that made the model which a reply scores, and the scores; None without."""
+    server_round = int(request.content.config_records.get("config", {}).get("server-round", 0))
+    if request.metadata.message_type == "evaluate":
+        return server_round, reply.content["metrics"]
+    if "evaluation" in reply.content.metric_records:  # of the model as it came
+        return server_round - 1, reply.content["evaluation"]
+    return None
+
+
 def events(run: Path, kind: str = "") -> list[dict[str, Any]]:
     """Return the events of a run, all or of one kind."""
     lines = (run / "metrics.jsonl").read_text().splitlines()

@@ -288,7 +288,7 @@ def test_restarted_node_is_found_again_under_its_new_id(tmp_path: Path) -> None:
 
     def fault(request: Message, reply: Message, partition: int) -> Message:
         config = request.content.config_records.get("config", {})
-        if partition == 0 and config.get("server-round") == 2 and not grid.offline:
+        if partition == 0 and config.get("server-round") == 1 and not grid.offline:
             grid.leave(BAD)
             grid.join(BAD, {"partition-id": BAD, "num-partitions": len(GROUPS)})
         return reply
@@ -320,17 +320,17 @@ def test_unfinished_round_is_not_completed(tmp_path: Path) -> None:
 
     def fault(request: Message, reply: Message, _: int) -> Message:
         config = request.content.config_records.get("config", {})
-        if request.metadata.message_type == "evaluate" and config["server-round"] == 3:
+        if request.metadata.message_type == "evaluate" and config["server-round"] == 4:
             raise KeyboardInterrupt
         return reply
 
     with pytest.raises(KeyboardInterrupt):
         tiny_run(tiny_config(tmp_path, checkpoint_every=100), fault=fault)
     run = tmp_path / "run"
-    assert json.loads((run / "run.json").read_text())["completed_rounds"] == 2
-    assert checkpoint.newest(run / "checkpoints").name == "round-0002"
+    assert json.loads((run / "run.json").read_text())["completed_rounds"] == 3
+    assert checkpoint.newest(run / "checkpoints").name == "round-0003"
     resumed = tiny_run(tiny_config(tmp_path, resume=str(run)))
-    assert events(resumed, "run_started")[-1]["first_round"] == 3
+    assert events(resumed, "run_started")[-1]["first_round"] == 4
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3)])
@@ -433,7 +433,7 @@ def test_restarted_node_with_other_data_or_model_is_refused(
         config = request.content.config_records.get("config", {})
         if grid.offline and partition == BAD and request.metadata.message_type == "query":
             reply.content["roster"][key] = value
-        if partition == 0 and config.get("server-round") == 2 and not grid.offline:
+        if partition == 0 and config.get("server-round") == 1 and not grid.offline:
             grid.leave(BAD)
             grid.join(BAD, {"partition-id": BAD, "num-partitions": len(GROUPS)})
         return reply

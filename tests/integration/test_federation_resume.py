@@ -20,6 +20,7 @@ from tests.integration.inprocess import (
     TinyModel,
     events,
     final_arrays,
+    scores_in,
     tiny_app,
     tiny_config,
     tiny_run,
@@ -57,7 +58,7 @@ def crashed(config: RunConfig, server_round: int, phase: str = "train") -> Path:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(("server_round", "phase"), [(1, "train"), (3, "train"), (4, "evaluate")])
+@pytest.mark.parametrize(("server_round", "phase"), [(1, "train"), (3, "train"), (5, "evaluate")])
 def test_resumed_run_is_bit_identical(
     tmp_path: Path, strategy: str, server_round: int, phase: str
 ) -> None:
@@ -111,9 +112,9 @@ def test_early_stopping_state_survives(tmp_path: Path) -> None:
     scores = [0.5, 0.6, 0.8, 0.7, 0.75, 0.9]
 
     def score(request: Message, reply: Message, partition: int) -> Message:
-        if request.metadata.message_type == "evaluate":
-            server_round = int(request.content["config"]["server-round"])
-            reply.content["metrics"]["validation-alignment"] = scores[server_round]
+        if found := scores_in(request, reply):
+            server_round, metrics = found
+            metrics["validation-alignment"] = scores[server_round]
         crash = crash_in(4)
         return crash(request, reply, partition) if crashing else reply  # type: ignore[operator]
 

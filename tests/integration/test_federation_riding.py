@@ -15,6 +15,7 @@ from tests.integration.inprocess import (
     InProcessGrid,
     events,
     final_arrays,
+    scores_in,
     tiny_app,
     tiny_config,
     tiny_run,
@@ -77,11 +78,9 @@ def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
     scores = [0.5, 0.6, 0.8, 0.7, 0.75, 0.9]
 
     def score(request: Message, reply: Message, _: int) -> Message:
-        record = reply.content.metric_records.get("evaluation", reply.content.get("metrics"))
-        if "validation-alignment" in record:
-            before = request.metadata.message_type == "train"
-            server_round = int(request.content["config"]["server-round"]) - before
-            record["validation-alignment"] = scores[server_round]
+        if found := scores_in(request, reply):
+            server_round, metrics = found
+            metrics["validation-alignment"] = scores[server_round]
         return reply
 
     settings = {"early_stopping_patience": 2, "num_server_rounds": 9}

@@ -16,6 +16,7 @@ from tests.integration.inprocess import (
     TinyModel,
     events,
     final_arrays,
+    scores_in,
     tiny_app,
     tiny_config,
     tiny_run,
@@ -110,8 +111,8 @@ def test_events_and_artefacts(tmp_path: Path) -> None:
     run = tiny_run(tiny_config(tmp_path, num_server_rounds=3, evaluate_every=2))
     kinds = [event["event"] for event in events(run)]
     assert kinds == [
-        "run_started", "roster", "evaluation", "checkpoint", "round", "checkpoint",
-        "round", "evaluation", "checkpoint", "round", "evaluation", "checkpoint", "run_finished",
+        "run_started", "roster", "checkpoint", "evaluation", "round", "checkpoint", "round",
+        "checkpoint", "evaluation", "round", "evaluation", "checkpoint", "run_finished",
     ]  # fmt: skip
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["completed_rounds"], record["error"]) == ("completed", 3, None)
@@ -141,9 +142,10 @@ def test_events_and_artefacts(tmp_path: Path) -> None:
 def test_bytes_are_those_of_the_records(tmp_path: Path) -> None:
     run = tiny_run(tiny_config(tmp_path, num_server_rounds=1))
     train = events(run, "round")[0]
-    arrays = 4 * 4 * 4  # 4 nodes, 3 + 1 float32 values
-    assert arrays < train["bytes_up"] < arrays + 4 * 500
-    assert arrays < train["bytes_down"] < arrays + 4 * 500
+    arrays = 4 * 4  # 3 + 1 float32 values
+    scores = 25 * 8  # four splits of six numbers, and a weight
+    assert 4 * arrays + 5 * scores < train["bytes_up"] < 4 * arrays + 5 * (scores + 700)
+    assert 5 * arrays < train["bytes_down"] < 5 * (arrays + 500)
 
 
 def test_first_and_last_model_are_evaluated_on_everyone(tmp_path: Path) -> None:
@@ -153,7 +155,8 @@ def test_first_and_last_model_are_evaluated_on_everyone(tmp_path: Path) -> None:
         sum(len(e[side]["by_group"]) for side in ("seen", "unseen") if e[side])
         for e in events(run, "evaluation")
     ]
-    assert counts == [5, 2, 2, 2, 5]
+    # In between those that the strategy picks, and the four that train anyway.
+    assert counts == [5, 4, 4, 4, 5]
 
 
 def test_early_stopping_compares_the_same_groups_in_every_round(tmp_path: Path) -> None:
@@ -175,18 +178,19 @@ def test_early_stopping_watches_seen_groups_and_restores_the_best(tmp_path: Path
     models: dict[int, bytes] = {}
 
     def fault(request: Message, reply: Message, partition: int) -> Message:
-        if request.metadata.message_type == "evaluate":
-            server_round = int(request.content["config"]["server-round"])
+        if found := scores_in(request, reply):
+            server_round, metrics = found
             score = 0.3 + server_round / 10 if partition == 0 else seen[server_round]
             for split in ("all", "validation"):
-                reply.content["metrics"][f"{split}-alignment"] = score
+                metrics[f"{split}-alignment"] = score
             models[server_round] = request.content["arrays"]["weight"].numpy().tobytes()
         return reply
 
-    config = tiny_config(tmp_path, num_server_rounds=5, early_stopping_patience=2)
+    config = tiny_config(tmp_path, num_server_rounds=6, early_stopping_patience=2)
     run = tiny_run(config, fault=fault)
     stopped = events(run, "early_stopped")
-    assert [(e["round"], e["best_round"]) for e in stopped] == [(4, 2)]
+    # The scores of round 4 arrive in round 5.
+    assert [(e["round"], e["best_round"]) for e in stopped] == [(5, 2)]
     assert final_arrays(run)["weight"] == models[2]
     assert json.loads((run / "summary.json").read_text())["seen"]["alignment"] == 0.8
 
@@ -234,13 +238,12 @@ def test_early_stopping_does_not_compare_evaluations_that_lack_a_group(tmp_path:
     """The worst group is silent in round 2: the mean of the others is no improvement."""
 
     def fault(request: Message, reply: Message, partition: int) -> Message | None:
-        if request.metadata.message_type != "evaluate":
-            return reply
-        server_round = int(request.content["config"]["server-round"])
-        reply.content["metrics"]["validation-alignment"] = (
-            0.1 if partition == 1 else 0.5 + server_round / 100
-        )
-        return None if (server_round, partition) == (2, 1) else reply
+        if found := scores_in(request, reply):
+            server_round, metrics = found
+            metrics["validation-alignment"] = 0.1 if partition == 1 else 0.5 + server_round / 100
+            if (server_round, partition) == (2, 1):
+                del reply.content["evaluation"]
+        return reply
 
     config = tiny_config(tmp_path, num_server_rounds=4, early_stopping_patience=2)
     run = tiny_run(config, fault=fault)
@@ -253,10 +256,9 @@ def test_early_stopping_does_not_wait_for_a_group_too_small_to_be_scored(tmp_pat
     """Deployed nodes report zeros for splits of few questions: such a group is in no block."""
 
     def fault(request: Message, reply: Message, partition: int) -> Message:
-        if request.metadata.message_type == "evaluate":
-            metrics = reply.content["metrics"]
-            worse = int(request.content["config"]["server-round"]) / 100
-            metrics["validation-alignment"] = 0.5 - worse
+        if found := scores_in(request, reply):
+            server_round, metrics = found
+            metrics["validation-alignment"] = 0.5 - server_round / 100
             if partition == 1:
                 for key in metrics.keys() - {"num-examples"}:
                     metrics[key] = type(metrics[key])(0)
@@ -264,7 +266,7 @@ def test_early_stopping_does_not_wait_for_a_group_too_small_to_be_scored(tmp_pat
 
     config = tiny_config(tmp_path, num_server_rounds=8, early_stopping_patience=2)
     stopped = events(tiny_run(config, fault=fault), "early_stopped")
-    assert [(e["round"], e["best_round"]) for e in stopped] == [(2, 0)]
+    assert [(e["round"], e["best_round"]) for e in stopped] == [(3, 0)]
 
 
 def test_a_run_that_does_not_learn_says_so(
