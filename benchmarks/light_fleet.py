@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import (
@@ -40,10 +40,18 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from pluralllm_fl.config import Value, app_directory
-from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS
-from pluralllm_fl.federation.reply_checks import SCORE_KEYS
+from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, SplitScore
 from pluralllm_fl.processes.supervisor import FlowerConnection
 from pluralllm_fl.wire import rounding
+from pluralllm_fl.wire.messages import (
+    ARRAYS,
+    METRICS,
+    Introduction,
+    Order,
+    TrainingReport,
+    score_record,
+    trained,
+)
 from pluralllm_fl.wire.packing import packed, unpacked
 from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
 
@@ -51,6 +59,7 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHO
 DIMENSION = 2 * 384  # of a row: MiniLM's vectors of question and option
 POLL_SECONDS = 3.0  # a SuperNode's
 Keys = tuple[Any, Any]
+SCORES = dict.fromkeys(EVALUATION_SPLITS, SplitScore(0.8, 0.8, 0.7, 0.9, 0.7, 10))
 
 
 class Server:
@@ -67,6 +76,7 @@ class Server:
     def __init__(self, folder: Path, group: str) -> None:
         self.logs, self.folder = folder, folder / "fed"
         self.port = random.randrange(20_000, 30_000)
+        self.update_dtype = "float32"
         self.programs: list[psutil.Popen] = []
         pluralllm = Path(sys.executable).with_name("pluralllm")
         self.environment = {
@@ -145,6 +155,7 @@ class Server:
             "evaluate-every": 1000,
             **{key.replace("_", "-"): value for key, value in settings.items()},
         }
+        self.update_dtype = str(config.get("update-dtype", self.update_dtype))
         self.run(app_directory(), config)
         return self.folder / "runs" / name
 
@@ -258,13 +269,13 @@ def _live(
             stop.wait(random.uniform(0, POLL_SECONDS) if polling else None)
             while not stop.is_set():
                 start = time.monotonic()
-                if not _serve(connection, number):
+                if not _serve(connection, number, server.update_dtype):
                     traffic.polls.append(time.monotonic() - start)
                     stop.wait(POLL_SECONDS)
         traffic.lost += not stop.is_set()
 
 
-def _serve(connection: tuple[Any, ...], number: int) -> bool:
+def _serve(connection: tuple[Any, ...], number: int, dtype: str) -> bool:
     """Take a message and answer it at once; False if there is none."""
     _, receive, send, _, _, pull, push, confirm = connection
     received = receive()
@@ -277,7 +288,7 @@ def _serve(connection: tuple[Any, ...], number: int) -> bool:
     confirm(run, name)
     whole = inflate_object_from_contents(name, contents)
     assert isinstance(whole, Message)
-    reply = Message(packed(_answer(whole, number)), reply_to=message)
+    reply = Message(packed(_answer(whole, number, dtype)), reply_to=message)
     with no_object_id_recompute():
         reply.metadata.__dict__["_message_id"] = reply.object_id
         objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
@@ -286,31 +297,23 @@ def _serve(connection: tuple[Any, ...], number: int) -> bool:
     return True
 
 
-def _answer(message: Message, number: int) -> RecordDict:
+def _answer(message: Message, number: int, dtype: str) -> RecordDict:
     """Return what a node would answer: of the right size, and different from all others'."""
     if message.metadata.message_type == MessageType.QUERY:
-        roster = ConfigRecord(
-            {
-                "group": f"group {number:04d}", "role": "train", "dimension": DIMENSION,
-                "embedding": "none", "groups": 0, "supernodes": 0, "fingerprint": str(number),
-            }
-        )  # fmt: skip
-        counts = MetricRecord({"questions": 100, "train-questions": 80, "test-questions": 10})
-        return RecordDict({"roster": roster, "metrics": counts})
+        return Introduction(
+            group=f"group {number:04d}", role="train", dimension=DIMENSION, embedding="none",
+            groups=0, supernodes=0, fingerprint=str(number),
+            questions=100, train_questions=80, test_questions=10,
+        ).records()  # fmt: skip
     if message.metadata.message_type == MessageType.EVALUATE:
-        score = dict(zip(SCORE_KEYS, (0.8, 0.8, 0.7, 0.9, 0.7, 10.0), strict=True))
-        scores = {f"{s}-{key}": value for s in EVALUATION_SPLITS for key, value in score.items()}
-        return RecordDict({"metrics": MetricRecord({**scores, "num-examples": 100.0})})
-    orders = message.content.config_records["config"]
-    dtype = str(orders["update-dtype"])
-    received = to_arrays(unpacked(message.content).array_records["arrays"])
+        return RecordDict({METRICS: score_record(SCORES)})
+    content = unpacked(message.content)
+    received = to_arrays(content.array_records[ARRAYS])
     arrays = moved(received, 1e-6 * number)
     if dtype != "float32":
         arrays = rounding.encode(arrays, received)
-    metrics = MetricRecord(
-        {"num-examples": 1.0, "train-loss": 1.0, "questions": 80, "seconds": 0.0}
-    )
-    return RecordDict({"arrays": to_record(arrays), "metrics": metrics})
+    scores = SCORES if Order.parse(content).evaluate else None
+    return trained(to_record(arrays), TrainingReport(1.0, 1.0, 80, 0.0), scores)
 
 
 def moved(arrays: Arrays, distance: float) -> Arrays:

@@ -24,6 +24,8 @@ from pluralllm_fl.preferences import BoolArray
 
 EvaluationSplit = Literal["all", "train", "validation", "test"]
 EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = ("all", "train", "validation", "test")
+MOST_QUESTIONS = 1e12  # no survey has more
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,21 @@ class SplitScore:
     high: float
     uniform: float
     questions: int
+
+    def problem(self) -> str:
+        """Name a value that no score can have; empty: all are possible."""
+        if not 0 <= self.questions <= MOST_QUESTIONS:
+            return f"questions = {self.questions:g} is no count"
+        if not self.questions:
+            return ""
+        for name in ("alignment", "alignment_offered", "uniform"):
+            value = getattr(self, name)
+            # Two distributions never have alignment 0, and fairness divides by the mean.
+            if not 0 < value <= 1 + _ROUNDING:
+                return f"{name.replace('_', '-')} = {value:g} is not above 0 and at most 1"
+        if not -_ROUNDING <= self.low <= self.high + _ROUNDING <= 1 + 2 * _ROUNDING:
+            return f"low = {self.low:g} and high = {self.high:g} are no interval in 0..1"
+        return ""
 
 
 NO_SCORE = SplitScore(0.0, 0.0, 0.0, 0.0, 0.0, 0)

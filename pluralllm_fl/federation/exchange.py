@@ -12,6 +12,8 @@ from pluralllm_fl.federation.grid import GuardedGrid, Outcome
 from pluralllm_fl.federation.outliers import far_from_others
 from pluralllm_fl.federation.roster import Node
 from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, SCORES, TRAIN_KEYS
+from pluralllm_fl.wire.reading import BadReply
 from pluralllm_fl.wire.records import Arrays, to_arrays
 
 logger = logging.getLogger("flwr.pluralllm_fl")
@@ -138,14 +140,14 @@ class Exchange:
         for outcome in outcomes:
             try:
                 good.append((outcome, self._content(outcome, train=train)))
-            except reply_checks.BadReply as reason:
+            except BadReply as reason:
                 self.drop(outcome.node.group, str(reason), server_round, train=train)
             outcome.content = None  # free the arrays that were received
         return good
 
     def _content(self, outcome: Outcome, *, train: bool) -> RecordDict:
         if outcome.content is None:
-            raise reply_checks.BadReply(outcome.problem)
+            raise BadReply(outcome.problem)
         if not train:
             return reply_checks.evaluate_reply(outcome.content)
         content, outcome.norms = reply_checks.train_reply(
@@ -153,8 +155,7 @@ class Exchange:
             self._sent(outcome),
             weight_key=self.weight_key,
             claims=self._claims(outcome.node),
-            max_update_norm=self.config.max_update_norm,
-            update_dtype=self.config.update_dtype,
+            config=self.config,
         )
         return content
 
@@ -165,13 +166,13 @@ class Exchange:
 
     def _sent(self, outcome: Outcome) -> Arrays:
         """Return the model that a node was sent."""
-        record = outcome.message.content.array_records["arrays"]
+        record = outcome.message.content.array_records[ARRAYS]
         if self._base is None or self._base[0] is not record:
             self._base = record, to_arrays(record)
         return self._base[1]
 
     def _consistent(self, good: Replies, server_round: int, *, train: bool) -> Replies:
-        expected = reply_checks.TRAIN_KEYS if train else reply_checks.EVALUATE_KEYS
+        expected = TRAIN_KEYS if train else EVALUATE_KEYS
         odd = reply_checks.odd_keys({o.node.group: content for o, content in good}, expected)
         for group, reason in odd.items():
             self.drop(group, reason, server_round, train=train)
@@ -211,8 +212,8 @@ def _ridden(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Take the evaluation part out of training replies, as outcomes of its own."""
     riders = []
     for outcome in outcomes:
-        if outcome.content is not None and "evaluation" in outcome.content.metric_records:
-            metrics = outcome.content.metric_records.pop("evaluation")
-            content = RecordDict({"metrics": metrics})
+        if outcome.content is not None and SCORES in outcome.content.metric_records:
+            metrics = outcome.content.metric_records.pop(SCORES)
+            content = RecordDict({METRICS: metrics})
             riders.append(Outcome(outcome.message, outcome.node, content))
     return riders

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from pluralllm_fl.config import RunConfig
@@ -21,6 +21,7 @@ from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
 from pluralllm_fl.federation.strategies import innermost, is_private
 from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.wire.messages import ARRAYS, METRICS, ORDER, Order, parse_scores
 from pluralllm_fl.wire.records import Arrays, seeded, to_arrays, to_record
 
 logger = logging.getLogger("flwr.pluralllm_fl")
@@ -119,20 +120,9 @@ class RoundLoop:
         riding = self._rides(server_round)
         passengers = self._evaluation_messages(server_round - 1) if riding else []
         rate = self.learning_rate_at(self.config, server_round)
-        config = ConfigRecord(
-            {
-                "server-round": server_round,
-                "learning-rate": rate,
-                "local-steps": self.config.local_steps,
-                "seed": self.config.seed,
-                "update-dtype": self.config.update_dtype,
-            }
-        )
-        if riding:
-            config["evaluate"] = True
-            config["context-questions"] = self.config.context_questions
         self.grid.open_phase(train=True)
-        messages = self._configure("train", server_round, config)
+        order = Order(server_round, rate, evaluate=riding)
+        messages = self._configure("train", order)
         trained = {message.metadata.dst_node_id for message in messages}
         passengers = [m for m in passengers if m.metadata.dst_node_id not in trained]
         replies, scores = self._exchange.gather(
@@ -174,19 +164,14 @@ class RoundLoop:
         return due and (last is None or last["round"] != before)
 
     def _evaluation_messages(self, server_round: int, *, everyone: bool = False) -> list[Message]:
-        config = ConfigRecord(
-            {
-                "server-round": server_round,
-                "seed": self.config.seed,
-                "context-questions": self.config.context_questions,
-            }
-        )
+        order = Order(server_round)
         self.grid.open_phase(train=False)
-        messages = self._configure("evaluate", server_round, config)
+        messages = self._configure("evaluate", order)
         asked = {message.metadata.dst_node_id for message in messages}
         required = self._required(everyone=everyone or server_round == 0)
         if missing := [rank for rank in required if rank not in asked]:
-            content = RecordDict({"arrays": to_record(self.progress.arrays), "config": config})
+            arrays = to_record(self.progress.arrays)
+            content = RecordDict({ARRAYS: arrays, ORDER: order.record()})
             messages += [
                 Message(content, dst_node_id=rank, message_type=MessageType.EVALUATE)
                 for rank in missing
@@ -197,7 +182,7 @@ class RoundLoop:
         """Hand the scores of the global model to the strategy and to the callbacks."""
         if replies:
             self._call("aggregate_evaluate", server_round, [_reply(o, c) for o, c in replies])
-        scores = {o.node.group: c.metric_records["metrics"] for o, c in replies}
+        scores = {o.node.group: parse_scores(c.metric_records[METRICS]) for o, c in replies}
         self.progress.evaluation = self.emit(
             "evaluation",
             round=server_round,
@@ -220,16 +205,16 @@ class RoundLoop:
             return self.grid.roster.ranks(train=not everyone)
         return []
 
-    def _configure(self, phase: str, server_round: int, config: ConfigRecord) -> list[Message]:
-        record = to_record(self.progress.arrays)
+    def _configure(self, phase: str, order: Order) -> list[Message]:
+        server_round, record = order.server_round, to_record(self.progress.arrays)
         with seeded(self.config.seed, server_round, phase):
             hook = f"configure_{phase}"
-            messages = list(self._call(hook, server_round, record, config, self.grid))
+            messages = list(self._call(hook, server_round, record, order.record(), self.grid))
         for content in (message.content for message in messages):
-            if "arrays" not in content.array_records or "config" not in content.config_records:
+            if ARRAYS not in content.array_records or ORDER not in content.config_records:
                 raise FederationError(
                     f"Round {server_round}: strategy '{self.config.strategy}' sends the records "
-                    f"{', '.join(map(repr, content))}; nodes read 'arrays' and 'config'. Leave "
+                    f"{', '.join(map(repr, content))}; nodes read '{ARRAYS}' and '{ORDER}'. Leave "
                     "arrayrecord_key and configrecord_key out of strategy-args."
                 )
         return messages

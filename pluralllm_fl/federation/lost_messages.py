@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+
+from pluralllm_fl.wire.messages import query
 
 # Flower counts a node as online for 60 s after its last heartbeat. One that is killed and back
 # right after has lost its message, and nobody else would notice before the round times out.
@@ -39,14 +40,7 @@ class Probes:
             for message_id, node_id in pending
             if message_id not in waiting and now - self._since[message_id] > self.after
         ]
-        probes = [
-            Message(
-                RecordDict({"config": ConfigRecord()}),
-                dst_node_id=node_id,
-                message_type=MessageType.QUERY,
-            )
-            for _, node_id in due
-        ]
+        probes = [query(node_id) for _, node_id in due]
         accepted = set(self.grid.push_messages(probes)) if probes else set()
         for probe, (message_id, _) in zip(probes, due, strict=True):
             self._since[message_id] = now

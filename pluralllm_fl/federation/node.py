@@ -1,14 +1,13 @@
 """A node's side of every exchange: who it is, its local training and its scores."""
 
 import contextlib
-import dataclasses
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, Context
 
 from pluralllm_fl.config import RunConfig, Value
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
@@ -17,8 +16,7 @@ from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.predictor.networks import PredictorConfig
 from pluralllm_fl.predictor.training import round_seed, train_group
 from pluralllm_fl.preferences import Role
-from pluralllm_fl.wire import rounding
-from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
+from pluralllm_fl.wire.messages import Introduction, Order, Scores, TrainingReport
 from pluralllm_fl.workspace import (
     Workspace,
     for_nodes,
@@ -112,85 +110,57 @@ class LocalNode:
         """Whether this node runs on its own machine, not in a simulation."""
         return not self.groups
 
-    def introduce(self) -> tuple[ConfigRecord, MetricRecord]:
-        """Answer the roster: group, role and counts; nothing of the answers themselves."""
+    def introduce(self) -> Introduction:
+        """Say who this is, with counts; nothing of the answers themselves."""
         table = self.workspace.table(self.group)
-        roster = ConfigRecord(
-            {
-                "group": self.group,
-                "role": self.role,
-                "dimension": int(self.workspace.vectors.shape[1]),
-                "embedding": self.workspace.embedding_fingerprint,
-                "groups": self.groups,
-                "supernodes": self.supernodes,
-                "fingerprint": self.workspace.dataset.groups[self.group].fingerprint,
-            }
+        return Introduction(
+            group=self.group,
+            role=self.role,
+            dimension=int(self.workspace.vectors.shape[1]),
+            embedding=self.workspace.embedding_fingerprint,
+            groups=self.groups,
+            supernodes=self.supernodes,
+            fingerprint=self.workspace.dataset.groups[self.group].fingerprint,
+            questions=len(table),
+            train_questions=len(table.members("train")),
+            test_questions=len(table.members("test")),
         )
-        counts = MetricRecord(
-            {
-                "questions": len(table),
-                "train-questions": len(table.members("train")),
-                "test-questions": len(table.members("test")),
-            }
-        )
-        return roster, counts
 
-    def train(
-        self, arrays: ArrayRecord, orders: Mapping[str, object]
-    ) -> tuple[ArrayRecord, MetricRecord]:
+    def train(self, arrays: ArrayRecord, order: Order) -> tuple[ArrayRecord, TrainingReport]:
         """Train the received predictor on this group's training questions.
-
-        The arrays returned are those of the trained predictor, or with ``update-dtype`` bfloat16
-        the encoded update (see `updates`).
 
         Raises
         ------
         ConfigError
-            On a node that is only evaluated, whatever the server asks; for an ``update-dtype``
-            unknown here.
+            On a node that is only evaluated, whatever the server asks.
         """
         if self.role != "train":
             raise ConfigError(f"Group '{self.group}' is evaluate-only: its node does not train.")
         predictor = self._predictor(arrays)
-        server_round = int(_number(orders, "server-round"))
         result = train_group(
             predictor,
             self.workspace.table(self.group),
             self.config,
-            server_round=server_round,
-            learning_rate=_number(orders, "learning-rate"),
-            local_steps=int(_number(orders, "local-steps")),
-            seed=round_seed(int(_number(orders, "seed")), server_round, self.group),
-            proximal_mu=_number(orders, "proximal-mu", 0.0),
+            server_round=order.server_round,
+            learning_rate=order.learning_rate,
+            local_steps=self.config.local_steps,
+            seed=round_seed(self.config.seed, order.server_round, self.group),
+            proximal_mu=order.proximal_mu,
         )
         weight = float(result.questions) if self.config.client_weight == "answers" else 1.0
-        metrics = MetricRecord(
-            {
-                "num-examples": weight,
-                "train-loss": result.loss,
-                "questions": result.questions,
-                "seconds": result.seconds,
-            }
-        )
-        return to_record(_encoded(_arrays(predictor), arrays, orders)), metrics
+        report = TrainingReport(weight, result.loss, result.questions, result.seconds)
+        return ArrayRecord({k: v.detach().cpu() for k, v in predictor.state_dict().items()}), report
 
-    def evaluate(self, arrays: ArrayRecord, orders: Mapping[str, object]) -> MetricRecord:
+    def evaluate(self, arrays: ArrayRecord) -> Scores:
         """Score the received predictor on every split of this group's questions."""
         scores = evaluate_group(
             self._predictor(arrays),
             self.workspace.table(self.group),
-            context_questions=int(_number(orders, "context-questions")),
-            seed=int(_number(orders, "seed")),
+            context_questions=self.config.context_questions,
+            seed=self.config.seed,
         )
-        metrics: dict[str, int | float] = {"num-examples": float(scores["all"].questions)}
-        for split, score in scores.items():
-            if self.deployed and score.questions < MIN_TARGETS:
-                score = NO_SCORE
-            metrics |= {
-                f"{split}-{name.replace('_', '-')}": value
-                for name, value in dataclasses.asdict(score).items()
-            }
-        return MetricRecord(dict(metrics))
+        too_few = MIN_TARGETS if self.deployed else 0
+        return {k: NO_SCORE if s.questions < too_few else s for k, s in scores.items()}
 
     def _predictor(self, arrays: ArrayRecord) -> PreferencePredictor:
         config = PredictorConfig.from_run_config(self.config, self.workspace.vectors.shape[1])
@@ -226,23 +196,3 @@ def _listed_role(config: RunConfig, group: str) -> Role:
     if group in config.unseen or (config.seen and group not in config.seen):
         return "evaluate"
     return "train"
-
-
-def _arrays(predictor: PreferencePredictor) -> Arrays:
-    return {k: v.detach().cpu().numpy() for k, v in predictor.state_dict().items()}
-
-
-def _encoded(new: Arrays, received: ArrayRecord, orders: Mapping[str, object]) -> Arrays:
-    dtype = orders.get("update-dtype", "float32")
-    if dtype == "float32":
-        return new
-    if dtype != "bfloat16":
-        raise ConfigError(f"The server asks for update-dtype '{dtype}', unknown here.")
-    return rounding.encode(new, to_arrays(received))
-
-
-def _number(orders: Mapping[str, object], key: str, default: float | None = None) -> float:
-    value = orders.get(key, default)
-    if not isinstance(value, int | float):
-        raise ConfigError(f"The server's message lacks the number '{key}'.")
-    return float(value)

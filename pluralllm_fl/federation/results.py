@@ -5,21 +5,20 @@ from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
 
-from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, SplitScore, split_blocks
+from pluralllm_fl.evaluation.scores import split_blocks
 from pluralllm_fl.federation.roster import Roster
 from pluralllm_fl.runs.artefacts import Event
-
-Scores = Mapping[str, MetricRecord]
+from pluralllm_fl.wire.messages import METRICS, Scores
 
 
 def weight(content: RecordDict, weight_key: str) -> float:
     """Return a training reply's weight in the average."""
-    return _number(content.metric_records["metrics"], weight_key)
+    return _number(content.metric_records[METRICS], weight_key)
 
 
 def training(content: RecordDict, weight_key: str) -> dict[str, float]:
     """Return one group's training loss and aggregation weight."""
-    metrics = content.metric_records["metrics"]
+    metrics = content.metric_records[METRICS]
     return {"train_loss": _number(metrics, "train-loss"), "weight": weight(content, weight_key)}
 
 
@@ -31,12 +30,12 @@ def weighted_loss(by_group: Mapping[str, Mapping[str, float]]) -> float | None:
     return sum(group["train_loss"] * group["weight"] for group in by_group.values()) / total
 
 
-def evaluation(scores: Scores, roster: Roster) -> Event:
+def evaluation(scores: Mapping[str, Scores], roster: Roster) -> Event:
     """Return the blocks of seen and unseen groups and the seen groups' validation alignment."""
     validation = {
-        group: _number(scores[group], "validation-alignment")
+        group: scores[group]["validation"].alignment
         for group in roster.seen
-        if group in scores and _number(scores[group], "validation-questions") > 0
+        if group in scores and scores[group]["validation"].questions
     }
     return {
         "seen": _block(scores, roster.seen),
@@ -77,25 +76,8 @@ def groups(event: Event, sides: Iterable[str] = ("seen", "unseen")) -> set[str]:
     return {group for side in sides if event[side] for group in event[side]["by_group"]}
 
 
-def _block(scores: Scores, names: Iterable[str]) -> dict[str, Any] | None:
-    return split_blocks(
-        {
-            group: {split: _score(scores[group], split) for split in EVALUATION_SPLITS}
-            for group in names
-            if group in scores
-        }
-    )
-
-
-def _score(metrics: MetricRecord, split: str) -> SplitScore:
-    return SplitScore(
-        alignment=_number(metrics, f"{split}-alignment"),
-        alignment_offered=_number(metrics, f"{split}-alignment-offered"),
-        low=_number(metrics, f"{split}-low"),
-        high=_number(metrics, f"{split}-high"),
-        uniform=_number(metrics, f"{split}-uniform"),
-        questions=int(_number(metrics, f"{split}-questions")),
-    )
+def _block(scores: Mapping[str, Scores], names: Iterable[str]) -> dict[str, Any] | None:
+    return split_blocks({group: scores[group] for group in names if group in scores})
 
 
 def _number(metrics: MetricRecord, key: str) -> float:

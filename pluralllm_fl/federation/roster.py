@@ -7,34 +7,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from pluralllm_fl.errors import FederationError, nearest
 from pluralllm_fl.federation.lost_messages import GONE
+from pluralllm_fl.wire.messages import Introduction, query
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
-ROLES = ("train", "evaluate")
 NEWS_SECONDS = 30.0  # between two lines that say who is still awaited
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """One organisation's node as it introduced itself; counts are questions."""
+class Node(Introduction):
+    """One organisation's node as it introduced itself."""
 
-    group: str
-    role: str
     node_id: int
-    dimension: int
-    embedding: str
-    groups: int
-    supernodes: int
-    fingerprint: str
-    questions: int
-    train_questions: int
 
 
 @dataclass(slots=True)
@@ -254,15 +245,7 @@ class _Query:
     def open(self, node_ids: Iterable[int]) -> bool:
         """Ask nodes that were not asked yet, take in what came; True while some are open."""
         asked = {*self.nodes, *self.errors, *self.pending.values()}
-        messages = [
-            Message(
-                RecordDict({"config": ConfigRecord()}),
-                dst_node_id=node_id,
-                message_type=MessageType.QUERY,
-            )
-            for node_id in node_ids
-            if node_id not in asked
-        ]
+        messages = [query(node_id) for node_id in node_ids if node_id not in asked]
         if messages:
             self.grid.push_messages(messages)
             self.pending |= {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
@@ -280,34 +263,10 @@ class _Query:
                 self.errors[node_id] = reason_of(reply)
             return
         try:
-            self.nodes[node_id] = _parse(node_id, reply.content)
+            introduction = Introduction.parse(reply.content)
+            self.nodes[node_id] = Node(**asdict(introduction), node_id=node_id)
         except (KeyError, TypeError, ValueError) as error:
             self.errors[node_id] = f"unreadable introduction of a node ({error!r})"
-
-
-def _parse(node_id: int, content: RecordDict) -> Node:
-    roster, metrics = content.config_records["roster"], content.metric_records["metrics"]
-    node = Node(
-        group=str(roster["group"]),
-        role=str(roster["role"]),
-        node_id=node_id,
-        dimension=_count(roster["dimension"]),
-        embedding=str(roster.get("embedding", "")),
-        groups=_count(roster["groups"]),
-        supernodes=_count(roster.get("supernodes", 0)),
-        fingerprint=str(roster.get("fingerprint", "")),
-        questions=_count(metrics["questions"]),
-        train_questions=_count(metrics["train-questions"]),
-    )
-    if node.role not in ROLES:
-        raise ValueError(f"role '{node.role}'")
-    return node
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{value!r} is not a count")
-    return int(value)
 
 
 def _check_simulation(nodes: list[Node], expected_nodes: int) -> None:

@@ -5,6 +5,8 @@ from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
+from pluralllm_fl.wire.messages import SCORES
+
 
 def clipped(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Clip what a node trains when the server asks for it: a mod of its ClientApp.
@@ -21,8 +23,8 @@ def clipped(message: Message, context: Context, call_next: ClientAppCallable) ->
 
     def train(message: Message, context: Context) -> Message:
         reply = call_next(message, context)
-        if reply.has_content() and "evaluation" in reply.content:
-            riding["evaluation"] = reply.content.pop("evaluation")
+        if reply.has_content() and SCORES in reply.content:
+            riding[SCORES] = reply.content.pop(SCORES)
         return reply
 
     adaptive = "adaptive" in str(context.run_config["strategy"]).lower()

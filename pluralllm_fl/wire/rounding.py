@@ -7,22 +7,43 @@ machine gets the same bits.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MessageType
+from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
-from pluralllm_fl.wire.records import Arrays
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.wire.messages import ARRAYS
+from pluralllm_fl.wire.reading import Layout, layout_of, ordered, read_arrays
+from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
 
 _UPDATE = "update/bfloat16"
 _NAN = 0x7FC0
 
 
-class Layout(NamedTuple):
-    """Shape and dtype that an array must have."""
+def rounded(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Round what a node trained if the run says so: a mod of its ClientApp."""
+    reply = call_next(message, context)
+    training = message.metadata.message_type.startswith(MessageType.TRAIN)
+    if training and reply.has_content() and context.run_config["update-dtype"] == "bfloat16":
+        received = to_arrays(message.content.array_records[ARRAYS])
+        trained = to_arrays(reply.content.array_records[ARRAYS])
+        reply.content[ARRAYS] = to_record(encode(trained, received))
+    return reply
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+
+def received(record: ArrayRecord, base: Arrays, config: RunConfig) -> Arrays:
+    """Return the model that a node trained, in the base's order: the server's end.
+
+    Raises
+    ------
+    BadReply
+        If the arrays are not what the run config says.
+    """
+    if config.update_dtype == "float32":
+        return read_arrays(record, layout_of(base))
+    return ordered(decode(read_arrays(record, layout(base)), base), layout_of(base))
 
 
 def layout(reference: Mapping[str, NDArray[np.generic]]) -> dict[str, Layout]:

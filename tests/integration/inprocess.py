@@ -12,7 +12,6 @@ import torch
 from flwr.app import (
     Array,
     ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
@@ -29,7 +28,17 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, SplitScore
 from pluralllm_fl.federation.session import run_federation
+from pluralllm_fl.wire import messages
+from pluralllm_fl.wire.messages import (
+    METRICS,
+    Introduction,
+    Order,
+    Scores,
+    TrainingReport,
+    score_record,
+)
 from pluralllm_fl.wire.packing import unpacked
 
 Fault = Callable[[Message, Message, int], Message | None]
@@ -166,7 +175,6 @@ class InProcessGrid(Grid):
 
 GROUPS = ("Aland", "Borduria", "Cascadia", "Drusselstein", "Elbonia")
 UNSEEN = ("Elbonia",)
-SPLITS = ("all", "train", "validation", "test")
 
 
 class TinyModel(torch.nn.Module):
@@ -199,27 +207,27 @@ def tiny_app(
     @app.query()
     def query(message: Message, context: Context) -> Message:
         group = group_of(context)
-        roster = ConfigRecord(
-            {
-                "group": group,
-                "role": "evaluate" if group in unseen else "train",
-                "dimension": 3,
-                "embedding": "tiny",
-                "groups": len(groups),
-                "supernodes": int(context.node_config["num-partitions"]),
-                "fingerprint": f"data of {group}",
-            }
+        introduction = Introduction(
+            group=group,
+            role="evaluate" if group in unseen else "train",
+            dimension=3,
+            embedding="tiny",
+            groups=len(groups),
+            supernodes=int(context.node_config["num-partitions"]),
+            fingerprint=f"data of {group}",
+            questions=10,
+            train_questions=len(group),
+            test_questions=2,
         )
-        counts = MetricRecord({"questions": 10, "train-questions": len(group), "test-questions": 2})
-        return Message(RecordDict({"roster": roster, "metrics": counts}), reply_to=message)
+        return Message(introduction.records(), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        group, orders = group_of(context), message.content["config"]
+        group, order = group_of(context), Order.parse(message.content)
         arrays = {k: v.numpy() for k, v in message.content["arrays"].items()}
-        seed = [orders["seed"], orders["server-round"], *group.encode()]
-        noise = np.random.default_rng(seed)
-        step = np.float32(orders["learning-rate"] * orders["local-steps"])
+        seed = int(context.run_config.get("seed", 0))
+        noise = np.random.default_rng([seed, order.server_round, *group.encode()])
+        step = np.float32(2 * order.learning_rate)
         trained = {
             # Arrays come back in another order than they were sent.
             name: np.asarray(
@@ -227,34 +235,26 @@ def tiny_app(
             )
             for name, value in reversed(arrays.items())
         }
-        metrics = MetricRecord(
-            {
-                "num-examples": 1.0 if uniform else float(len(group)),
-                "train-loss": float(np.square(arrays["weight"]).mean()),
-                "questions": len(group),
-                "seconds": 0.01,
-            }
-        )
+        weight = 1.0 if uniform else float(len(group))
+        loss = float(np.square(arrays["weight"]).mean())
         record = ArrayRecord({k: Array(v) for k, v in trained.items()})
-        reply = RecordDict({"arrays": record, "metrics": metrics})
-        if orders.get("evaluate"):
-            reply["evaluation"] = scores(group, message)
-        return Message(reply, reply_to=message)
+        report = TrainingReport(weight, loss, len(group), 0.01)
+        told = scores(group, message) if order.evaluate else None
+        return Message(messages.trained(record, report, told), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        metrics = scores(group_of(context), message)
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+        metrics = score_record(scores(group_of(context), message))
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
-    def scores(group: str, message: Message) -> MetricRecord:
+    def scores(group: str, message: Message) -> Scores:
         score = 1 / (1 + float(np.square(message.content["arrays"]["weight"].numpy()).mean()))
         score = score - 0.01 * sorted(groups).index(group)
-        metrics: dict[str, int | float] = {"num-examples": 10.0}
-        for split, count in zip(SPLITS, (10, 7, 1, 2), strict=True):
-            values = (score, score, score - 0.1, score + 0.05, 0.5, count)
-            names = ("alignment", "alignment-offered", "low", "high", "uniform", "questions")
-            metrics |= {f"{split}-{k}": v for k, v in zip(names, values, strict=True)}
-        return MetricRecord(metrics)
+        counts = zip(EVALUATION_SPLITS, (10, 7, 1, 2), strict=True)
+        return {
+            split: SplitScore(score, score, score - 0.1, score + 0.05, 0.5, count)
+            for split, count in counts
+        }
 
     return app
 
@@ -279,7 +279,7 @@ def tiny_run(
     config: RunConfig, *, grid: InProcessGrid | None = None, fault: Fault | None = None
 ) -> Path:
     """Run the tiny federation and return its run directory."""
-    grid = grid or InProcessGrid(tiny_app(), len(GROUPS), fault=fault)
+    grid = grid or InProcessGrid(tiny_app(), len(GROUPS), config.to_run_config(), fault=fault)
     return run_federation(
         grid, config, lambda dimension, _: TinyModel(dimension), lambda c, _: c.learning_rate
     )

