@@ -41,7 +41,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 
 from pluralllm_fl.config import Value, app_directory
 from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, SplitScore
-from pluralllm_fl.processes.supervisor import FlowerConnection
+from pluralllm_fl.processes.flower import FlowerConnection
 from pluralllm_fl.wire import rounding
 from pluralllm_fl.wire.messages import (
     ARRAYS,

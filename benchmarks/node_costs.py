@@ -38,7 +38,7 @@ from light_fleet import (
 )
 from scale import training_seconds
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.embedding.cache import default_cache_dir
 from pluralllm_fl.wire import rounding
@@ -221,7 +221,7 @@ def objects_a_message() -> dict[str, int]:
     """Return how many objects a training reply consists of: each is a request of its own."""
     from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 
-    config = RunConfig.from_run_config(default_run_config())
+    config = RunConfig.default()
     model = PreferencePredictor(PredictorConfig.from_run_config(config, DIMENSION))
     arrays = to_arrays(ArrayRecord(model.state_dict()))
     found = {}

@@ -28,7 +28,7 @@ from flwr.serverapp.strategy import FedAvg
 from light_fleet import DIMENSION, rounds
 from resources import tree_bytes
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.devices import available_cpus
 from pluralllm_fl.predictor.model import initial_predictor
 from pluralllm_fl.processes.launcher import PrivateSuperLink
@@ -169,7 +169,7 @@ def floor(federation: Federation, number: int, folder: Path) -> list[float]:
     """Return the seconds of rounds with clients that do nothing."""
     app = folder / "app"
     app.mkdir()
-    config = RunConfig.from_run_config(default_run_config())
+    config = RunConfig.default()
     model = initial_predictor(config, DIMENSION, "").state_dict()
     values: dict[str, Any] = {
         "nodes": federation.groups, "sampled": federation.sampled, "rounds": number,

@@ -5,80 +5,106 @@ The defaults live in ``pyproject.toml`` under ``[tool.flwr.app.config]`` and now
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pluralllm_fl.errors import ConfigError, nearest
 
 Value = bool | float | int | str
 
 
+class Bounds(NamedTuple):
+    """What a number may be: ``low <= number`` and ``number < below``."""
+
+    low: float
+    below: float = math.inf
+
+    def require(self, key: str, value: float) -> None:
+        """Raise ConfigError unless the value lies within."""
+        high = "" if self.below == math.inf else f" and below {self.below:g}"
+        _require(self.low <= value < self.below, key, value, f"at least {self.low:g}{high}")
+
+
+Count = Annotated[int, Bounds(0)]
+Positive = Annotated[int, Bounds(1)]
+Amount = Annotated[float, Bounds(0)]
+Share = Annotated[float, Bounds(0, 1)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Every run-config key (``learning-rate`` is `learning_rate` here); see pyproject.toml."""
 
+    # -- data
     dataset: str
     seen_groups: str
     unseen_groups: str
-    unseen_fraction: float
+    unseen_fraction: Share
     on_bad_row: Literal["auto", "raise", "skip"]
     zeros: Literal["answers", "not-offered"]
-    validation_fraction: float
-    test_fraction: float
-    synthetic_groups: int
-    synthetic_questions: int
-    synthetic_respondents: int
+    validation_fraction: Share
+    test_fraction: Share
+    synthetic_groups: Count
+    synthetic_questions: Annotated[int, Bounds(2)]
+    synthetic_respondents: Positive
+    # -- embedding
     embedding_model: str
     embedding_pooling: Literal["mean", "last"]
     embedding_template: str
     embedding_standardise: bool
     embedding_cache: str
+    # -- predictor
     architecture: Literal["transformer", "published"]
-    width: int
-    layers: int
-    heads: int
-    feed_forward: int
-    dropout: float
-    question_features: int
-    factors: int
+    width: Positive
+    layers: Positive
+    heads: Positive
+    feed_forward: Positive
+    dropout: Share
+    question_features: Annotated[int, Bounds(2)]
+    factors: Positive
+    # -- local training
     loss: Literal["alignment", "cross-entropy", "normal-nll"]
-    local_steps: int
-    batch_questions: int
+    local_steps: Positive
+    batch_questions: Positive
     learning_rate: float
     learning_rate_schedule: Literal["cosine", "constant"]
-    weight_decay: float
-    gradient_clip: float
-    context_min: int
+    weight_decay: Amount
+    gradient_clip: Amount
+    context_min: Count
     context_max: int
-    target_min: int
+    target_min: Positive
     target_max: int
+    # -- federation
     strategy: str
     strategy_args: str
-    num_server_rounds: int
+    num_server_rounds: Positive
     client_weight: Literal["uniform", "answers"]
-    expected_nodes: int
-    min_nodes: int
-    join_timeout: float
-    round_timeout: float
-    round_retries: int
-    max_update_norm: float
+    expected_nodes: Count
+    min_nodes: Positive
+    join_timeout: Amount
+    round_timeout: Annotated[float, Bounds(1)]
+    round_retries: Count
+    max_update_norm: Amount
     max_update_ratio: float
     update_dtype: Literal["float32", "bfloat16"]
-    evaluate_every: int
-    context_questions: int
-    seed: int
+    # -- evaluation
+    evaluate_every: Positive
+    context_questions: Count
+    # -- run
+    seed: Annotated[int, Bounds(0, 2**63)]
     output_dir: str
     run_name: str
     resume: str
-    checkpoint_every: int
-    early_stopping_patience: int
+    checkpoint_every: Positive
+    early_stopping_patience: Count
     trackers: str
     device: Literal["auto", "cpu", "cuda"]
-    threads: int
+    threads: Positive
 
     @classmethod
     def from_run_config(cls, values: Mapping[str, Value]) -> Self:
@@ -98,10 +124,15 @@ class RunConfig:
                 f"Missing config keys: {', '.join(missing)}. A run of an earlier version lacks "
                 "them: train again, or use it with the version that wrote it."
             )
-        hints = typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls, include_extras=True)
         config = cls(**{f.name: _coerce(k, values[k], hints[f.name]) for k, f in fields.items()})
         config._validate()
         return config
+
+    @classmethod
+    def default(cls, changes: Mapping[str, Value] | None = None) -> Self:
+        """Build from the defaults, with changes by kebab-case key; raises as `from_run_config`."""
+        return cls.from_run_config(default_run_config() | dict(changes or {}))
 
     def to_run_config(self) -> dict[str, Value]:
         """Return the flat kebab-case form, in declaration order."""
@@ -132,21 +163,6 @@ class RunConfig:
         return kwargs
 
     def _validate(self) -> None:
-        at_least: dict[str, float] = {
-            "synthetic_groups": 0, "synthetic_questions": 2, "synthetic_respondents": 1,
-            "width": 1, "layers": 1, "heads": 1, "feed_forward": 1, "local_steps": 1,
-            "question_features": 2, "factors": 1, "batch_questions": 1,
-            "weight_decay": 0, "gradient_clip": 0, "context_min": 0, "target_min": 1,
-            "num_server_rounds": 1, "expected_nodes": 0, "min_nodes": 1, "join_timeout": 0,
-            "round_timeout": 1, "round_retries": 0, "max_update_norm": 0, "evaluate_every": 1,
-            "context_questions": 0, "seed": 0, "checkpoint_every": 1,
-            "early_stopping_patience": 0, "threads": 1,
-        }  # fmt: skip
-        for name, low in at_least.items():
-            _require(getattr(self, name) >= low, name, getattr(self, name), f"at least {low:g}")
-        for name in ("unseen_fraction", "validation_fraction", "test_fraction", "dropout"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, name, value, "at least 0 and below 1")
         held_out = self.validation_fraction + self.test_fraction
         _require(held_out < 1, "test_fraction", self.test_fraction,
                  "below 1 together with validation-fraction")  # fmt: skip
@@ -175,7 +191,6 @@ class RunConfig:
                      "an absolute path (Flower runs the apps in a folder of its own)")  # fmt: skip
         plain = Path(self.run_name).name == self.run_name and self.run_name not in (".", "..")
         _require(plain, "run_name", self.run_name, "a plain folder name")
-        _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         for tracker in split_names(self.trackers):
             _require(tracker in TRACKERS, "trackers", tracker, f"one of {', '.join(TRACKERS)}")
         _ = self.strategy_kwargs
@@ -225,6 +240,11 @@ def _require(valid: bool, name: str, value: object, demand: str) -> None:
 
 
 def _coerce(key: str, value: Value, hint: object) -> Any:
+    if typing.get_origin(hint) is Annotated:
+        kind, bounds = typing.get_args(hint)
+        number = _coerce(key, value, kind)
+        bounds.require(key, number)
+        return number
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value not in choices:

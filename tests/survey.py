@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import torch
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
 from pluralllm_fl.workspace import Workspace
 
 DIMENSION = 6
 SEEN, UNSEEN = ("Eastland", "Midland", "Northland", "Westland"), ("Southland", "Southmark")
 CONFIG = dataclasses.replace(
-    RunConfig.from_run_config(default_run_config()), validation_fraction=0.2, test_fraction=0.2,
+    RunConfig.default(), validation_fraction=0.2, test_fraction=0.2,
     context_questions=8, question_features=32, factors=2, batch_questions=8, context_max=10,
     target_min=5, target_max=15, num_server_rounds=2, local_steps=2, width=16, feed_forward=16,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from pluralllm_fl.runs.lookup import read_json, resolve_run
 from pluralllm_fl.runs.progress import EventTail, RoundProgress
 
 if TYPE_CHECKING:
-    from pluralllm_fl.processes.supervisor import FlowerConnection
+    from pluralllm_fl.processes.flower import FlowerConnection
 
 
 @guarded
@@ -25,7 +25,7 @@ def run(
     assignments: Assignments = None,
 ) -> None:
     """Run the federation to its end: start it, or go on where it was; resume it when it falls."""
-    from pluralllm_fl.processes.supervisor import FlowerConnection
+    from pluralllm_fl.processes.flower import FlowerConnection
 
     config = gather(folder / "federation.toml", {}, assignments or [])
     _supervise(config, FlowerConnection("federation", (folder / "flwr").absolute()))
@@ -45,7 +45,7 @@ def resume(
     assignments: Assignments = None,
 ) -> None:
     """Continue an interrupted run, simulated or deployed, from its last completed round."""
-    from pluralllm_fl.processes.supervisor import FlowerConnection
+    from pluralllm_fl.processes.flower import FlowerConnection
 
     folder = resolve_run(run, completed=False)
     if read_json(folder / "run.json").get("mode") != "deployment":

@@ -132,7 +132,7 @@ def check_embedding(
 
     step, started = "Embedding", time.monotonic()
     cache = {"embedding-cache": str(folder / "state" / "embeddings")}
-    config = RunConfig.from_run_config(default_run_config() | cache)
+    config = RunConfig.default(cache)
     try:
         table = text_embedder(config).embed(dataset.questions, progress)
     except PluralLLMError as error:

@@ -1,10 +1,10 @@
 """What happens beside training: event log, checkpoints, early stopping."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+
+from flwr.serverapp.strategy import Strategy
 
 from pluralllm_fl.federation import checkpoint, results, strategy_state
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
@@ -12,32 +12,48 @@ from pluralllm_fl.federation.roster import Roster
 from pluralllm_fl.runs.artefacts import Event, RunDirectory
 from pluralllm_fl.wire.records import Arrays
 
-if TYPE_CHECKING:
-    from pluralllm_fl.federation.loop import RoundLoop
-
 logger = logging.getLogger("flwr.pluralllm_fl")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a run stands when a callback is called.
+
+    `last` says that no round follows, `chosen` that what is evaluated is the final model.
+    ``emit(event, **fields)`` tells every callback of an event.
+    """
+
+    progress: Progress
+    strategy: Strategy
+    last: bool
+    chosen: bool
+    emit: Callable[..., Event]
 
 
 class Callback:
     """Base: do nothing. Events are those of metrics.jsonl."""
 
-    def on_event(self, loop: RoundLoop, event: Event) -> None:
+    def on_event(self, event: Event, moment: Moment) -> None:
         """Take note of an event; called in order."""
 
-    def on_round_end(self, loop: RoundLoop) -> None:
-        """Act after a round (0: before the first) and its evaluation are complete."""
+    def on_round_end(self, moment: Moment) -> bool:
+        """Act after a round (0: before the first) is complete; return whether to stop."""
+        del moment
+        return False
 
 
 class MetricsLog(Callback):
     """Append every event to metrics.jsonl and say the main ones in the log."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, rounds: int) -> None:
         self.directory = directory
+        self.rounds = rounds
 
-    def on_event(self, loop: RoundLoop, event: Event) -> None:
+    def on_event(self, event: Event, moment: Moment) -> None:
         """Append the event."""
+        del moment
         self.directory.append_event(event)
-        total = loop.config.num_server_rounds
+        total = self.rounds
         if event["event"] == "round":
             loss = event["train_loss"]
             shown = "no training" if loss is None else f"train loss {loss:.4f}"
@@ -58,17 +74,21 @@ class Membership(Callback):
 
     Parameters
     ----------
+    roster : Roster
+        Of the run; grows when a node joins.
     keep : callable
-        Stores a roster.
+        Stores it.
     """
 
-    def __init__(self, keep: Callable[[Roster], None]) -> None:
+    def __init__(self, roster: Roster, keep: Callable[[Roster], None]) -> None:
+        self.roster = roster
         self.keep = keep
 
-    def on_event(self, loop: RoundLoop, event: Event) -> None:
+    def on_event(self, event: Event, moment: Moment) -> None:
         """Store the new roster."""
+        del moment
         if event["event"] == "node_joined":
-            self.keep(loop.grid.roster)
+            self.keep(self.roster)
 
 
 class EarlyStopping(Callback):
@@ -92,10 +112,10 @@ class EarlyStopping(Callback):
         self.without_gain = 0
         self.stopped = False
 
-    def on_event(self, loop: RoundLoop, event: Event) -> None:
+    def on_event(self, event: Event, moment: Moment) -> None:
         """Compare an evaluation with the best one."""
         score = event.get("validation_alignment")
-        if event["event"] != "evaluation" or score is None or loop.finished:
+        if event["event"] != "evaluation" or score is None or moment.chosen:
             return
         best, now = self.best_evaluation, results.groups(event, ["seen"])
         then = results.groups(best, ["seen"]) if best else set()
@@ -105,17 +125,18 @@ class EarlyStopping(Callback):
             return
         if self.best is None or score > self.best or now > then:
             self.best, self.best_round, self.without_gain = score, event["round"], 0
-            self.best_arrays = dict(loop.progress.arrays)
+            self.best_arrays = dict(moment.progress.arrays)
             self.best_evaluation = event
         else:
             self.without_gain += 1
             self.stopped = self.without_gain >= self.patience
 
-    def on_round_end(self, loop: RoundLoop) -> None:
-        """Ask the loop to stop."""
-        if self.stopped and not loop.stop:
-            loop.stop = True
-            loop.emit("early_stopped", round=loop.progress.round, best_round=self.best_round)
+    def on_round_end(self, moment: Moment) -> bool:
+        """Say so once the score has not risen for long enough."""
+        if self.stopped:
+            done = moment.progress.round
+            moment.emit("early_stopped", round=done, best_round=self.best_round)
+        return self.stopped
 
     def state(self) -> Event:
         """Return what a checkpoint must hold, arrays aside."""
@@ -145,10 +166,10 @@ class CheckpointWriter(Callback):
         self.last_round: int | None = None
         self._warned = False
 
-    def on_round_end(self, loop: RoundLoop) -> None:
+    def on_round_end(self, moment: Moment) -> bool:
         """Copy the state; write it if due."""
-        p = loop.progress
-        tree, arrays = strategy_state.capture(loop.strategy)
+        p = moment.progress
+        tree, arrays = strategy_state.capture(moment.strategy)
         if not self._warned and (names := strategy_state.unsupported(tree)):
             self._warned = True
             logger.warning(
@@ -162,13 +183,14 @@ class CheckpointWriter(Callback):
             stopping=self.stopping.state() if self.stopping else {},
             best_arrays=self.stopping.best_arrays if self.stopping else {},
         )
-        if p.round % self.every == 0 or p.round == loop.config.num_server_rounds or loop.stop:
-            self.flush(loop)
+        if p.round % self.every == 0 or moment.last:
+            self.flush(moment.emit)
+        return False
 
-    def flush(self, loop: RoundLoop) -> None:
+    def flush(self, emit: Callable[..., Event]) -> None:
         """Write the last completed round's state unless that was done."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             checkpoint.write(self.directory.checkpoints, pending)
             self.last_round = pending.progress.round
-            loop.emit("checkpoint", round=self.last_round)
+            emit("checkpoint", round=self.last_round)

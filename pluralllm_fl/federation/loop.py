@@ -15,7 +15,7 @@ from pluralllm_fl.devices import release_memory
 from pluralllm_fl.errors import FederationError, PluralLLMError
 from pluralllm_fl.federation import results
 from pluralllm_fl.federation.aggregation import aggregate
-from pluralllm_fl.federation.callbacks import Callback
+from pluralllm_fl.federation.callbacks import Callback, Moment
 from pluralllm_fl.federation.checkpoint import Progress
 from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
@@ -110,7 +110,7 @@ class RoundLoop:
         """Hand an event to every callback."""
         record = {"event": event, "time": time.time(), **fields}
         for callback in self.callbacks:
-            callback.on_event(self, record)
+            callback.on_event(record, self._moment)
         return record
 
     def train(self, server_round: int) -> None:
@@ -280,9 +280,14 @@ class RoundLoop:
             "bytes_down": self.grid.bytes_down,
         }
 
+    @property
+    def _moment(self) -> Moment:
+        last = self.stop or self.progress.round == self.config.num_server_rounds
+        return Moment(self.progress, self.strategy, last, self.finished, self.emit)
+
     def _end_round(self) -> None:
         for callback in self.callbacks:
-            callback.on_round_end(self)
+            self.stop |= callback.on_round_end(self._moment)
         release_memory()
 
 

@@ -1,7 +1,6 @@
 """One run from configuration to artefacts: what the ServerApp does, without Flower's entry."""
 
 import importlib.metadata
-import json
 import logging
 import sys
 import time
@@ -14,7 +13,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.config import RunConfig, Value, split_names
+from pluralllm_fl.config import RunConfig, split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.federation import checkpoint, results, strategies, strategy_state, trackers
 from pluralllm_fl.federation.callbacks import (
@@ -28,6 +27,7 @@ from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
 from pluralllm_fl.federation.grid import GuardedGrid
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
 from pluralllm_fl.federation.roster import Roster, collect
+from pluralllm_fl.formats import toml
 from pluralllm_fl.runs.artefacts import (
     RunDirectory,
     new_run_name,
@@ -146,7 +146,7 @@ class _Session:
             _check_same(directory, roster, config)
         model = build_model(roster.dimension, roster.embedding)
         strategy, progress = self._state(roster, model)
-        stopping, callbacks = self._callbacks()
+        stopping, callbacks = self._callbacks(roster)
         grid = GuardedGrid(self.grid, roster, config.round_timeout)
         loop = RoundLoop(grid, strategy, config, progress, learning_rate_at, callbacks)
         self.loop = loop
@@ -228,7 +228,7 @@ class _Session:
 
     def _flush(self) -> None:
         if self.writer is not None and self.loop is not None:
-            self.writer.flush(self.loop)
+            self.writer.flush(self.loop.emit)
 
     def _finish_event(self, status: str, error: str | None) -> None:
         fields = {"status": status, "error": error}
@@ -240,12 +240,15 @@ class _Session:
     def _keep(self, roster: Roster) -> None:
         self.directory.update_run(**_found(self.config, roster))
 
-    def _callbacks(self) -> tuple[EarlyStopping | None, list[Callback]]:
+    def _callbacks(self, roster: Roster) -> tuple[EarlyStopping | None, list[Callback]]:
         config = self.config
         patience = config.early_stopping_patience
         stopping = EarlyStopping(patience) if patience else None
         self.writer = CheckpointWriter(self.directory, config.checkpoint_every, stopping)
-        callbacks: list[Callback] = [MetricsLog(self.directory), Membership(self._keep)]
+        callbacks: list[Callback] = [
+            MetricsLog(self.directory, config.num_server_rounds),
+            Membership(roster, self._keep),
+        ]
         callbacks += trackers.build(self.directory.path, config)
         callbacks += [stopping] if stopping else []
         return stopping, [*callbacks, self.writer]
@@ -303,7 +306,7 @@ def _create(config: RunConfig) -> RunDirectory:
         completed_rounds=0,
     )
     resume = {**config.to_run_config(), "resume": str(directory.path)}
-    write_atomic(directory.path / "resume.toml", _toml(resume).encode())
+    write_atomic(directory.path / "resume.toml", toml(resume).encode())
     logger.info("Run directory: %s", directory.path)
     return directory
 
@@ -404,10 +407,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
     return versions
-
-
-def _toml(values: Mapping[str, Value]) -> str:
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
 def _now() -> str:

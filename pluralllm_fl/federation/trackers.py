@@ -1,20 +1,15 @@
 """Experiment trackers as callbacks: offline, inside the run directory, never a login."""
 
-from __future__ import annotations
-
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pluralllm_fl.config import RunConfig, split_names
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.federation.callbacks import Callback
+from pluralllm_fl.federation.callbacks import Callback, Moment
 from pluralllm_fl.runs.artefacts import Event
-
-if TYPE_CHECKING:
-    from pluralllm_fl.federation.loop import RoundLoop
 
 
 def build(folder: Path, config: RunConfig) -> list[Callback]:
@@ -64,9 +59,9 @@ def scalars(event: Event) -> Iterator[tuple[str, float]]:
 
 
 class _Tracker(Callback, ABC):
-    def on_event(self, loop: RoundLoop, event: Event) -> None:
+    def on_event(self, event: Event, moment: Moment) -> None:
         """Forward numbers; close at the end of the run."""
-        del loop
+        del moment
         if values := dict(scalars(event)):
             self.log(values, event["round"])
         if event["event"] == "run_finished":

@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -32,6 +31,7 @@ from pluralllm_fl.devices import available_cpus
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.formats import toml
 from pluralllm_fl.processes import watchdog
+from pluralllm_fl.processes.flower import FlowerConnection, flower_scripts, stage_app
 
 START_SECONDS = 60.0
 REACH_SECONDS = 10.0
@@ -165,22 +165,17 @@ class PrivateSuperLink:
             time.sleep(1.0)
 
     def _outcome(self, log: Path) -> Outcome | None:
-        answer = subprocess.run(
-            [self._flwr, "list", _CONNECTION, "--format", "json"],
-            env=self._environment, cwd=self._app, stdin=subprocess.DEVNULL, capture_output=True,
-            start_new_session=True, check=False,
-        )  # fmt: skip
         try:
-            listed = json.loads(answer.stdout)
-            run = listed["runs"][0]
-        except (ValueError, KeyError):
+            runs = FlowerConnection(_CONNECTION, environment=self._environment).runs()
+        except FederationError:
             if self._watchdog.poll() is not None:
                 raise self._ended() from None
-            raise FederationError("Flower does not say how the run ended.") from None
-        except IndexError:
+            raise
+        if not runs:
             raise FederationError(
                 f"Flower did not start the run: {last_lines(log) or 'no reason given'}"
-            ) from None
+            )
+        run = runs[0]
         phase, _, status = run["status"].partition(":")
         if phase != "finished":
             return None
@@ -258,13 +253,6 @@ class PrivateSuperLink:
         )  # fmt: skip
 
 
-def stage_app(app: Path, folder: Path) -> None:
-    """Copy the app's own files: runs, data and caches beside it must not be packed."""
-    for file in app.iterdir():
-        if file.is_file() and (file.suffix in (".py", ".toml") or file.stem == "LICENSE"):
-            shutil.copy(file, folder)
-
-
 def last_lines(log: Path, count: int = 3) -> str:
     """Return the last lines with a message, without colours and prefixes; '' if none."""
     try:
@@ -288,28 +276,6 @@ def _ignored_interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def flower_scripts() -> str:
-    """Return the folder of Flower's commands in this Python's own environment.
-
-    Raises
-    ------
-    FederationError
-        If they are not installed.
-    """
-    folders = [
-        sysconfig.get_path("scripts"),
-        str(Path(sys.executable).parent),
-        sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user")),
-    ]
-    found = shutil.which("flower-superlink", path=os.pathsep.join(folders))
-    if found is None:
-        raise FederationError(
-            f"Flower's commands are not installed for {sys.executable}. "
-            "Install them with: pip install 'flwr[simulation]'"
-        )
-    return str(Path(found).parent)
 
 
 def _short_temporary_folder() -> str:

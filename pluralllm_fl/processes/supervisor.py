@@ -5,22 +5,15 @@ run directory for as long as it lives, so a run that is in nobody's hands can be
 that goes on, whatever Flower's database still says after a crash.
 """
 
-import contextlib
-import json
-import os
 import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, FederationError
 from pluralllm_fl.federation import checkpoint
-from pluralllm_fl.formats import toml
-from pluralllm_fl.processes.launcher import flower_scripts, stage_app
+from pluralllm_fl.processes.flower import ACTIVE, FlowerConnection
 from pluralllm_fl.runs.artefacts import is_claimed
 from pluralllm_fl.runs.lookup import close_run, read_json
 
@@ -29,86 +22,6 @@ START_SECONDS = 120.0
 # Attempts in a row that complete no round before the supervisor gives up.
 ATTEMPTS = 3
 PAUSE_SECONDS = 5.0
-ACTIVE = ("pending", "starting", "running")
-
-
-@dataclass(frozen=True, slots=True)
-class FlowerConnection:
-    """A SuperLink as Flower's command line knows it.
-
-    Parameters
-    ----------
-    name : str
-        Name of the connection in Flower's config.toml; empty: its default.
-    home : Path or None
-        Folder of that file (``FLWR_HOME``); None: the environment's or ``~/.flwr``.
-    """
-
-    name: str = ""
-    home: Path | None = None
-
-    def start(self, app: Path, run_config: Mapping[str, Value]) -> int:
-        """Start a run and return its id.
-
-        Raises
-        ------
-        FederationError
-            With Flower's reason.
-        """
-        with tempfile.TemporaryDirectory(prefix="plfl-") as folder:
-            staged, config = Path(folder) / "app", Path(folder) / "run-config.toml"
-            staged.mkdir()
-            stage_app(app, staged)
-            config.write_text(toml(run_config), encoding="utf-8")
-            answer = self._flwr("run", str(staged), self.name, "--run-config", str(config))
-        if not answer.get("success") or not answer.get("run-id"):
-            raise FederationError(f"Flower did not start the run: {_reason(answer)}")
-        return int(str(answer["run-id"]))
-
-    def status(self, run_id: int) -> tuple[str, str]:
-        """Return Flower's status of a run, such as ``finished:failed``, and the details.
-
-        Raises
-        ------
-        FederationError
-            If the SuperLink does not answer.
-        """
-        answer = self._flwr("list", self.name, "--run-id", str(run_id))
-        runs = answer.get("runs")
-        if not isinstance(runs, list) or not runs:
-            raise FederationError(f"The SuperLink does not answer: {_reason(answer)}")
-        return str(runs[0]["status"]), str(runs[0]["status-details"])
-
-    def stop(self, run_id: int) -> None:
-        """Stop a run if Flower still counts it as active."""
-        with contextlib.suppress(FederationError):
-            if self.status(run_id)[0] in ACTIVE:
-                self._flwr("stop", str(run_id), self.name)
-
-    def reachable(self) -> bool:
-        """Tell whether the SuperLink answers."""
-        return "runs" in self._flwr("list", self.name, "--limit", "1")
-
-    def _flwr(self, *arguments: str) -> dict[str, object]:
-        scripts = flower_scripts()
-        home = {"FLWR_HOME": str(self.home)} if self.home else {}
-        command = [str(Path(scripts) / "flwr"), *filter(None, arguments), "--format", "json"]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=120,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "FLWR_DISABLE_UPDATE_CHECK": "1",
-                     "FLWR_TELEMETRY_ENABLED": "0", **home},
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"error-message": "no answer within 120 s"}
-        try:
-            answer = json.loads(done.stdout)
-        except ValueError:
-            answer = None
-        if isinstance(answer, dict):
-            return answer
-        return {"error-message": (done.stderr or done.stdout).strip()}
 
 
 class Supervisor:
@@ -247,8 +160,3 @@ class Supervisor:
     def _completed(self) -> int:
         done = self._record().get("completed_rounds", 0)
         return done if isinstance(done, int) else 0
-
-
-def _reason(answer: Mapping[str, object]) -> str:
-    lines = str(answer.get("error-message") or "no reason given").splitlines()
-    return " ".join(line.strip(" │╭╰─╮╯") for line in lines[-3:]).strip()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from pluralllm_fl.cli import app
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.evaluation.audit.run import audit_run
 from pluralllm_fl.evaluation.baselines import federated
@@ -32,7 +32,7 @@ SMALL = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run as a simulation leaves it: the last two checkpoints, the model, run.json."""
     folder = tmp_path_factory.mktemp("audited") / "run"
-    config = RunConfig.from_run_config(default_run_config() | SMALL)
+    config = RunConfig.default(SMALL)
     workspace = open_workspace(dataclasses.replace(config, device="auto"))
 
     def on_round(server_round: int, predictor: PreferencePredictor) -> None:

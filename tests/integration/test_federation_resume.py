@@ -320,7 +320,7 @@ def test_other_folders_beside_checkpoints_are_left_alone(tmp_path: Path) -> None
 
 def test_resume_file_holds_the_runs_settings(tmp_path: Path) -> None:
 
-    template = 'é "quoted"\n{question}\t{option}'
+    template = 'é 🙂 "quoted"\n{question}\t{option}'
     settings = {"embedding_template": template, "learning_rate": 1e-05, "seed": 3}
     run = crashed(tiny_config(tmp_path, **settings), 3)
     config = RunConfig.from_run_config(tomllib.loads((run / "resume.toml").read_text()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.evaluation.diagnostics import CONTEXT_SIZES, write_diagnostics
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "synthetic-groups": 4, "synthetic-questions": 60, "unseen-fraction": 0.25,
         "width": 16, "question-features": 64,
     }  # fmt: skip
-    config = RunConfig.from_run_config(default_run_config() | small)
+    config = RunConfig.default(small)
     workspace = open_workspace(config)
     torch.manual_seed(0)
     predictor = PreferencePredictor(

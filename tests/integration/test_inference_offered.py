@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.inference import ConditionedGroup, Pluralist, predict_distribution
@@ -28,7 +28,7 @@ WATER = "What do you drink at noon?"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with an untrained predictor."""
     folder = tmp_path_factory.mktemp("run")
-    config = RunConfig.from_run_config(default_run_config() | {"synthetic-groups": 8})
+    config = RunConfig.default({"synthetic-groups": 8})
     embedder = text_embedder(config)
     embedder.load()
     torch.manual_seed(0)

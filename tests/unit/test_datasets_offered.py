@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.datasets.check import check, render
 from pluralllm_fl.errors import DatasetError
@@ -151,7 +151,7 @@ def test_zeros_of_the_official_globalopinionqa_columns(tmp_path: Path) -> None:
         "q?,\"defaultdict(<class 'list'>, {'A': [0.5, 0.0, 0.5], 'B': [0.2, 0.3, 0.5]})\","
         "\"['x', 'y', 'z']\",GAS\n"
     )
-    config = RunConfig.from_run_config(default_run_config() | {"dataset": str(path)})
+    config = RunConfig.default({"dataset": str(path)})
     assert not any(g.offered for g in read_dataset(config).groups.values())
     groups = read_dataset(dataclasses.replace(config, zeros="not-offered")).groups
     assert [m.tolist() for m in groups["A"].offered.values()] == [[True, False, True]]

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from pluralllm_fl.cli import app
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.deploy import names
 from pluralllm_fl.deploy.layout import Node, node_files
 
@@ -166,7 +166,7 @@ def test_node_keys_are_what_flower_takes(written: Path, slug: str) -> None:
 
 def test_run_config(written: Path) -> None:
     values = tomllib.loads((written / "server" / "federation.toml").read_text("utf-8"))
-    config = RunConfig.from_run_config(default_run_config() | values)
+    config = RunConfig.default(values)
     assert config.seen == SEEN
     assert config.unseen == UNSEEN
     assert (config.expected_nodes, config.min_nodes) == (4, 3)
@@ -406,7 +406,7 @@ def test_added_nodes_join_the_rest(federation: Path) -> None:
     assert result.exit_code == 0, result.output
 
     values = tomllib.loads(run_config.read_text("utf-8"))
-    config = RunConfig.from_run_config(default_run_config() | values)
+    config = RunConfig.default(values)
     assert config.seen == (*SEEN, "Germany?", 'New = "1" # \\')
     assert config.unseen == (*UNSEEN, "日")
     assert (config.expected_nodes, config.min_nodes) == (7, 5)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.federation import checkpoint
 from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
@@ -123,7 +123,7 @@ def test_only_folders_named_like_checkpoints_count(tmp_path: Path) -> None:
 )
 def test_new_run_name_is_a_free_plain_name(tmp_path: Path, dataset: str, start: str) -> None:
     values = {"dataset": dataset, "output-dir": str(tmp_path), "seed": 4}
-    config = RunConfig.from_run_config(default_run_config() | values)
+    config = RunConfig.default(values)
     names = set()
     for _ in range(5):
         name = new_run_name(config)

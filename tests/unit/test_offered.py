@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl import metrics
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation.scores import NO_SCORE, SplitScore, evaluate_group, split_blocks
 from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
 from pluralllm_fl.predictor.gaussian_process import condition, latent
@@ -167,7 +167,7 @@ def test_local_training_stays_finite(architecture: str, loss: str) -> None:
         "loss": loss, "architecture": architecture, "context-min": 1, "context-max": 6,
         "target-min": 2, "target-max": 8,
     }  # fmt: skip
-    config = RunConfig.from_run_config(default_run_config() | changes)
+    config = RunConfig.default(changes)
     model = predictor(architecture)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = train_group(

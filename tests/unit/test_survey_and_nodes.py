@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.inference import run_config
 from pluralllm_fl.preferences import split_groups
 from pluralllm_fl.workspace import (
@@ -19,7 +19,7 @@ from pluralllm_fl.workspace import (
 )
 
 pytestmark = pytest.mark.fast
-DEFAULT = RunConfig.from_run_config(default_run_config() | {"synthetic-questions": 2})
+DEFAULT = RunConfig.default({"synthetic-questions": 2})
 
 
 def roles(nodes: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
@@ -17,7 +17,7 @@ from tests.tiny import DIMENSION, tiny_table
 pytestmark = pytest.mark.fast
 
 CONFIG = dataclasses.replace(
-    RunConfig.from_run_config(default_run_config()), width=32, layers=2, feed_forward=48,
+    RunConfig.default(), width=32, layers=2, feed_forward=48,
     embedding_template="{question} {option}", question_features=64, factors=3, batch_questions=16,
     context_max=10, target_min=5, target_max=15,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.predictor import transformer
 from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
 from pluralllm_fl.predictor.features import orthogonal_frequencies
@@ -20,7 +20,7 @@ from tests.tiny import DIMENSION, tiny_table
 pytestmark = pytest.mark.fast
 
 CONFIG = dataclasses.replace(
-    RunConfig.from_run_config(default_run_config()), batch_questions=16, dropout=0.0,
+    RunConfig.default(), batch_questions=16, dropout=0.0,
     context_min=2, context_max=3, target_min=2, target_max=3,
 )  # fmt: skip
 LATE = 2  # a round after the first, in which the Gaussian process is tried
