@@ -39,6 +39,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.config import Value, app_directory
 from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, SplitScore
 from pluralllm_fl.processes.flower import FlowerConnection
@@ -53,7 +54,7 @@ from pluralllm_fl.wire.messages import (
     trained,
 )
 from pluralllm_fl.wire.packing import packed, unpacked
-from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
+from pluralllm_fl.wire.records import to_arrays, to_record
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
 DIMENSION = 2 * 384  # of a row: MiniLM's vectors of question and option

@@ -25,9 +25,10 @@ from released_code import ReleasedNetwork
 from store import read, script
 from trained import PUBLISHED, configured
 
+from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.evaluation.baselines import federated
-from pluralllm_fl.predictor.episodes import EpisodeSampler, GroupTable, IntArray, QuestionBatch
+from pluralllm_fl.predictor.episodes import EpisodeSampler, GroupTable, QuestionBatch
 from pluralllm_fl.predictor.losses import prediction_loss
 from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
 from pluralllm_fl.predictor.optimizer import FlatAdamW

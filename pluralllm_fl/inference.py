@@ -17,18 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pluralllm_fl.config import RunConfig
+from pluralllm_fl.arrays import BoolArray, FloatArray
 from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.embedding import TextEmbedder
-from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
+from pluralllm_fl.errors import ConfigError, nearest
+from pluralllm_fl.evaluation.opening import (
+    open_run,
+    recorded,
+    require_same_embedding,
+    run_config,
+)
 from pluralllm_fl.evaluation.references import references_by_side
 from pluralllm_fl.evaluation.scores import evaluate_group, split_blocks
-from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.predictor.episodes import QuestionBatch
 from pluralllm_fl.predictor.model import PreferencePredictor
-from pluralllm_fl.preferences import BoolArray, Question
-from pluralllm_fl.runs.lookup import read_json
-from pluralllm_fl.workspace import Workspace, for_nodes, is_elastic, open_workspace
+from pluralllm_fl.preferences import Question
 
 Answers = Mapping[tuple[str, tuple[str, ...]], Sequence[float]]
 Offered = Mapping[tuple[str, tuple[str, ...]], Sequence[str]]
@@ -181,46 +184,6 @@ def offered_mask(
     return mask
 
 
-def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> None:
-    """Refuse a language model other than the one that the predictor was trained with."""
-    trained = predictor.config.embedding_fingerprint
-    if trained and trained != fingerprint:
-        raise ArtefactError(
-            f"The predictor was trained on embeddings of '{predictor.config.embedding_model}' "
-            f"({trained[:12]}), but the model found here is another ({fingerprint[:12]}). "
-            "Install the same model and version of pluralllm-fl, or retrain."
-        )
-
-
-def run_config(run: Path) -> RunConfig:
-    """Read the run config that a run directory holds.
-
-    Of a generated survey that was made to fit the nodes it has the size and the groups that
-    trained.
-
-    Raises
-    ------
-    ArtefactError
-        When run.json is missing or damaged.
-    """
-    config = RunConfig.from_run_config(_recorded(run, "config", dict))
-    if not is_elastic(config):
-        return config
-    seen = ";".join(_recorded(run, "seen", list))
-    groups = _recorded(run, "dataset", dict).get("groups", {})
-    return replace(for_nodes(config, len(groups)), seen_groups=seen)
-
-
-def _recorded(run: Path, key: str, kind: type) -> Any:
-    """Return one entry of run.json, or say that the file is missing or damaged."""
-    value = read_json(run / "run.json").get(key)
-    if not isinstance(value, kind):
-        raise ArtefactError(
-            f"{run / 'run.json'} is damaged: it holds no {key}. Restore it from a copy."
-        )
-    return value
-
-
 def predict_distribution(
     run: Path,
     context: Path | None,
@@ -256,27 +219,6 @@ def predict_distribution(
     elif group:
         raise ConfigError(f"--group '{group}' needs --context, a file with the group's answers.")
     return pluralist.condition(answers, offers).predict(question, options, offered)
-
-
-def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]:
-    """Open the data and the model of a finished run, with as many threads as the run had.
-
-    Parameters
-    ----------
-    changes
-        Replace values of the run's config.
-
-    Raises
-    ------
-    ArtefactError
-        When run.json or the model is missing or damaged, or the language model is another one.
-    """
-    config = replace(run_config(run), device="auto", **changes)
-    workspace = open_workspace(config)
-    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
-    predictor = PreferencePredictor.from_pretrained(run / "model")
-    require_same_embedding(predictor, workspace.embedding_fingerprint)
-    return workspace, predictor.to(workspace.vectors.device)
 
 
 def evaluate_run(
@@ -316,7 +258,7 @@ def evaluate_run(
         run, dataset=dataset, seen_groups=";".join(groups), unseen_groups="",
         context_questions=shown,
     )  # fmt: skip
-    participants = set(_recorded(run, "seen", list))
+    participants = set(recorded(run, "seen", list))
     own = dataset == trained.dataset
     left_out = participants if own else set()
     chosen = groups or tuple(g for g in workspace.groups if g not in left_out)

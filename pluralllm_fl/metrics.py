@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
+from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray
 from pluralllm_fl.errors import PluralLLMError
-from pluralllm_fl.preferences import BoolArray
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 def alignment(

@@ -8,12 +8,10 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pluralllm_fl.arrays import BoolArray, FloatArray
 from pluralllm_fl.errors import ConfigError, nearest
 
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 QuestionSplit = Literal["train", "validation", "test"]
 Role = Literal["train", "evaluate"]
 

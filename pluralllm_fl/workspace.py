@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding import TextEmbedder
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.predictor.episodes import GroupTable
-from pluralllm_fl.preferences import FloatArray, PreferenceDataset, Role, split_groups
+from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 
 Progress = Callable[[int, int], None]
 SURVEY_GROUPS = 8  # of the generated survey, if there are not more nodes

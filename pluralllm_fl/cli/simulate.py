@@ -112,8 +112,10 @@ class _Simulation:
         self.log = Path(config.output_dir) / f"{config.run_name}.flower.log"
 
     def run(self) -> None:
-        from pluralllm_fl.federation import checkpoint, strategies, trackers
+        from pluralllm_fl import strategies
+        from pluralllm_fl.federation import trackers
         from pluralllm_fl.preferences import split_groups
+        from pluralllm_fl.runs import checkpoint
         from pluralllm_fl.workspace import read_dataset, require_questions
 
         config = self.config

@@ -7,16 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pluralllm_fl.arrays import BoolArray, FloatArray
 from pluralllm_fl.datasets.fields import BadRow, Row
 from pluralllm_fl.datasets.rows import Answer, parse_row
 from pluralllm_fl.errors import DatasetError
-from pluralllm_fl.preferences import (
-    BoolArray,
-    FloatArray,
-    GroupPreferences,
-    PreferenceDataset,
-    Question,
-)
+from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
 
 RowStream = Iterable[tuple[int, Row | BadRow]]
 _CONFLICT = "conflicting answers of one group to one question"

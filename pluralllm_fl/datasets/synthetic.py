@@ -15,9 +15,10 @@ from itertools import count
 
 import numpy as np
 
+from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.datasets import synthetic_texts as texts
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.preferences import FloatArray, GroupPreferences, PreferenceDataset, Question
+from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
 
 _CATEGORICAL_EVERY = 4
 _QUESTIONS_A_TOPIC = 40  # few fields asked about often: a new question has relatives

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation import baselines
@@ -31,7 +32,7 @@ from pluralllm_fl.evaluation.scores import (
     score_splits,
     split_blocks,
 )
-from pluralllm_fl.predictor.episodes import GroupTable, IntArray
+from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import Workspace, with_random_vectors
 

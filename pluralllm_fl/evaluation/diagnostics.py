@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.evaluation.opening import open_run
 from pluralllm_fl.evaluation.references import references_by_side
 from pluralllm_fl.evaluation.scores import (
     Targets,
@@ -20,9 +22,8 @@ from pluralllm_fl.evaluation.scores import (
     predict_targets,
     score_targets,
 )
-from pluralllm_fl.inference import open_run
 from pluralllm_fl.metrics import ordinal_alignment
-from pluralllm_fl.predictor.episodes import GroupTable, IntArray
+from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.runs.artefacts import RunDirectory
 from pluralllm_fl.runs.lookup import read_json

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from pluralllm_fl.arrays import FloatArray, IntArray
 from pluralllm_fl.evaluation.scores import (
     EvaluationSplit,
     beside_answers,
@@ -18,8 +19,8 @@ from pluralllm_fl.evaluation.scores import (
     score_targets,
 )
 from pluralllm_fl.evaluation.standing import SPLITS
-from pluralllm_fl.metrics import FloatArray, alignment, noise_floor
-from pluralllm_fl.predictor.episodes import GroupTable, IntArray, option_rows
+from pluralllm_fl.metrics import alignment, noise_floor
+from pluralllm_fl.predictor.episodes import GroupTable, option_rows
 from pluralllm_fl.preferences import QuestionSplit
 from pluralllm_fl.workspace import Workspace
 

@@ -10,17 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pluralllm_fl.metrics import (
-    FloatArray,
-    alignment,
-    bootstrap_interval,
-    group_block,
-    restrict,
-    uniform_like,
-)
-from pluralllm_fl.predictor.episodes import GroupTable, IntArray
+from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray
+from pluralllm_fl.metrics import alignment, bootstrap_interval, group_block, restrict, uniform_like
+from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
-from pluralllm_fl.preferences import BoolArray
 
 EvaluationSplit = Literal["all", "train", "validation", "test"]
 EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = ("all", "train", "validation", "test")

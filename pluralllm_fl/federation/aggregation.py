@@ -8,10 +8,10 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.federation import strategy_state
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.federation.exchange import Replies
 from pluralllm_fl.federation.grid import Outcome
-from pluralllm_fl.wire.records import Arrays
+from pluralllm_fl.strategies import state as strategy_state
 
 # How many replies are left out in turn, the largest first, before the largest goes anyway.
 MOST_SUSPECTS = 16

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.federation import checkpoint, results, strategy_state
-from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
+from pluralllm_fl.arrays import Arrays
+from pluralllm_fl.federation import results
 from pluralllm_fl.federation.roster import Roster
+from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import Event, RunDirectory
-from pluralllm_fl.wire.records import Arrays
+from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
+from pluralllm_fl.strategies import state as strategy_state
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 

@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from pluralllm_fl.inference import evaluate_run, run_config
+from pluralllm_fl.evaluation.opening import run_config
+from pluralllm_fl.inference import evaluate_run
 from pluralllm_fl.runs.lookup import read_json
 
 logger = logging.getLogger("flwr.pluralllm_fl")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.federation import reply_checks
@@ -14,7 +15,7 @@ from pluralllm_fl.federation.roster import Node
 from pluralllm_fl.runs.artefacts import Event
 from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, SCORES, TRAIN_KEYS
 from pluralllm_fl.wire.reading import BadReply
-from pluralllm_fl.wire.records import Arrays, to_arrays
+from pluralllm_fl.wire.records import to_arrays
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 

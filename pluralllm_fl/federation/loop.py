@@ -10,19 +10,20 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.devices import release_memory
 from pluralllm_fl.errors import FederationError, PluralLLMError
 from pluralllm_fl.federation import results
 from pluralllm_fl.federation.aggregation import aggregate
 from pluralllm_fl.federation.callbacks import Callback, Moment
-from pluralllm_fl.federation.checkpoint import Progress
 from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
-from pluralllm_fl.federation.strategies import innermost, is_private
 from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.runs.checkpoint import Progress
+from pluralllm_fl.strategies import innermost, is_private
 from pluralllm_fl.wire.messages import ARRAYS, METRICS, ORDER, Order, parse_scores
-from pluralllm_fl.wire.records import Arrays, seeded, to_arrays, to_record
+from pluralllm_fl.wire.records import seeded, to_arrays, to_record
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import MetricRecord, RecordDict
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.wire.changes import received
 from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, parse_scores
 from pluralllm_fl.wire.reading import BadReply
-from pluralllm_fl.wire.records import Arrays, to_record, update_norms
+from pluralllm_fl.wire.records import to_record, update_norms
 
 # No survey has more answers; a larger weight would silence every other group.
 MAX_WEIGHT = 1e12

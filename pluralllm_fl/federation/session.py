@@ -13,9 +13,10 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from pluralllm_fl import strategies
 from pluralllm_fl.config import RunConfig, split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
-from pluralllm_fl.federation import checkpoint, results, strategies, strategy_state, trackers
+from pluralllm_fl.federation import results, trackers
 from pluralllm_fl.federation.callbacks import (
     Callback,
     CheckpointWriter,
@@ -23,11 +24,11 @@ from pluralllm_fl.federation.callbacks import (
     Membership,
     MetricsLog,
 )
-from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
 from pluralllm_fl.federation.grid import GuardedGrid
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
 from pluralllm_fl.federation.roster import Roster, collect
 from pluralllm_fl.formats import toml
+from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import (
     RunDirectory,
     new_run_name,
@@ -35,6 +36,8 @@ from pluralllm_fl.runs.artefacts import (
     write_atomic,
     write_directory,
 )
+from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
+from pluralllm_fl.strategies import state as strategy_state
 from pluralllm_fl.wire.records import to_arrays, to_record
 
 logger = logging.getLogger("flwr.pluralllm_fl")

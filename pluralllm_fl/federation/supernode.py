@@ -1,6 +1,6 @@
 """The name by which node folders of earlier versions start their SuperNode."""
 
-from pluralllm_fl.processes.supernode import main
+import runpy
 
 if __name__ == "__main__":
-    main()
+    runpy.run_module("pluralllm_fl.processes.supernode", run_name="__main__", alter_sys=True)

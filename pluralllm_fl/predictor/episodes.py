@@ -11,17 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pluralllm_fl.arrays import BoolArray, IntArray
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import (
-    BoolArray,
     GroupPreferences,
     Question,
     QuestionSplit,
     question_split,
     unit_interval,
 )
-
-IntArray = NDArray[np.int64]
 
 # Logit of an option that was not offered: its probability is exactly 0, yet 0 times this is finite.
 NOT_OFFERED = -1e30

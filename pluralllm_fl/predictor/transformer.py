@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.predictor.episodes import EpisodeSampler, GroupTable, IntArray, QuestionBatch
+from pluralllm_fl.predictor.episodes import EpisodeSampler, GroupTable, QuestionBatch
 from pluralllm_fl.predictor.features import centred, directions, orthogonal_frequencies
 from pluralllm_fl.predictor.gaussian_process import condition, covariance, latent
 from pluralllm_fl.predictor.losses import prediction_loss

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, FederationError
-from pluralllm_fl.federation import checkpoint
 from pluralllm_fl.processes.flower import ACTIVE, FlowerConnection
+from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import is_claimed
 from pluralllm_fl.runs.lookup import close_run, read_json
 

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
-from pluralllm_fl.wire.records import Arrays
+from pluralllm_fl.arrays import Arrays
 
 
 class BadReply(Exception):  # noqa: N818 - a verdict on a reply, not an error of the program

@@ -13,10 +13,11 @@ from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.wire.messages import ARRAYS
 from pluralllm_fl.wire.reading import Layout, layout_of, ordered, read_arrays
-from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
+from pluralllm_fl.wire.records import to_arrays, to_record
 
 _UPDATE = "update/bfloat16"
 _NAN = 0x7FC0

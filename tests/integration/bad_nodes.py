@@ -9,10 +9,11 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.federation.node import LocalNode
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.wire.packing import unpacked
-from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
+from pluralllm_fl.wire.records import to_arrays, to_record
 from pluralllm_fl.workspace import Workspace
 
 Rng = np.random.Generator

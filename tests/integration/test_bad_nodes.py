@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from client_app import app
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.embedding.models import PACKAGED
-from pluralllm_fl.wire.records import Arrays, to_arrays
+from pluralllm_fl.wire.records import to_arrays
 from tests.integration.bad_nodes import ATTACKS, SMALL_PART, with_bad_nodes
 from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays
 from tests.integration.test_updates import run_on, settings

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.federation import checkpoint
+from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.wire.messages import SCORE_KEYS
 from tests.integration.inprocess import (
     GROUPS,

@@ -12,8 +12,8 @@ from flwr.app import Message
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
-from pluralllm_fl.federation import checkpoint
 from pluralllm_fl.federation.session import run_federation
+from pluralllm_fl.runs import checkpoint
 from tests.integration.inprocess import (
     GROUPS,
     InProcessGrid,

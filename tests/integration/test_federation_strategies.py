@@ -11,7 +11,7 @@ from client_app import app
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.federation.strategies import SHORT_NAMES
+from pluralllm_fl.strategies import SHORT_NAMES
 from pluralllm_fl.wire.records import to_arrays, update_norms
 from tests.integration.inprocess import InProcessGrid, events, final_arrays
 from tests.integration.test_updates import run_on, settings

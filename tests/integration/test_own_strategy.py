@@ -9,8 +9,8 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from numpy.typing import NDArray
 
 from client_app import app
+from pluralllm_fl import strategies
 from pluralllm_fl.embedding.models import PACKAGED
-from pluralllm_fl.federation import strategies
 from pluralllm_fl.wire.records import to_arrays, to_record
 from tests.integration.bad_nodes import ATTACKS, with_bad_nodes
 from tests.integration.inprocess import InProcessGrid, events, final_arrays

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
+from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation.audit.counterfactual import (
     leave_one_out,
@@ -30,7 +31,7 @@ from pluralllm_fl.evaluation.audit.reading import (
 from pluralllm_fl.evaluation.audit.updates import AMPLIFICATIONS, from_updates
 from pluralllm_fl.evaluation.baselines import federated
 from pluralllm_fl.evaluation.scores import Targets, beside_answers, predict_targets
-from pluralllm_fl.predictor.episodes import GroupTable, IntArray, QuestionBatch
+from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
 from pluralllm_fl.predictor.losses import prediction_loss
 from pluralllm_fl.predictor.model import NETWORKS, PreferencePredictor, initial_predictor
 from pluralllm_fl.predictor.networks import Network, PredictorConfig

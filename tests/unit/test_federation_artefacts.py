@@ -12,8 +12,7 @@ import pytest
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.federation import checkpoint
-from pluralllm_fl.federation.checkpoint import Checkpoint, Progress
+from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import (
     RunDirectory,
     is_claimed,
@@ -21,6 +20,7 @@ from pluralllm_fl.runs.artefacts import (
     write_atomic,
     write_directory,
 )
+from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
 
 pytestmark = pytest.mark.fast
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pluralllm_fl import strategies
 from pluralllm_fl.errors import ArtefactError, ConfigError
-from pluralllm_fl.federation import strategies, strategy_state
+from pluralllm_fl.strategies import state as strategy_state
 
 pytestmark = pytest.mark.fast
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.inference import run_config
+from pluralllm_fl.evaluation.opening import run_config
 from pluralllm_fl.preferences import split_groups
 from pluralllm_fl.workspace import (
     SURVEY_GROUPS,

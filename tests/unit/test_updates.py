@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.wire import rounding
-from pluralllm_fl.wire.records import Arrays
 
 pytestmark = pytest.mark.fast
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from pluralllm_fl.arrays import FloatArray, IntArray
 from pluralllm_fl.evaluation.audit.reading import Examiner, figures, interval, mean_reading
 from pluralllm_fl.evaluation.baselines import federated
 from pluralllm_fl.evaluation.references import seen_mean
 from pluralllm_fl.evaluation.scores import Targets, beside_answers, predict_targets
-from pluralllm_fl.metrics import FloatArray
-from pluralllm_fl.predictor.episodes import GroupTable, IntArray
+from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import Workspace
 

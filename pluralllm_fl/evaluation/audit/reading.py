@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata, ttest_1samp, ttest_ind
 
+from pluralllm_fl.arrays import FloatArray, IntArray
 from pluralllm_fl.evaluation.scores import EvaluationSplit, Predict, Targets, context_and_targets
-from pluralllm_fl.metrics import FloatArray
-from pluralllm_fl.predictor.episodes import IntArray
 from pluralllm_fl.workspace import Workspace
 
 TOLERANCES = (0.02, 0.05)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.evaluation.audit.updates import Weights
 from pluralllm_fl.evaluation.baselines import federated
-from pluralllm_fl.inference import open_run
+from pluralllm_fl.evaluation.opening import open_run
 from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
 from pluralllm_fl.runs.lookup import read_json
 from pluralllm_fl.workspace import Workspace

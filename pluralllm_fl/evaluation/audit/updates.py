@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.errors import PluralLLMError
 from pluralllm_fl.evaluation.audit.reading import NOTHING, Examiner, figures, mean_reading
 from pluralllm_fl.evaluation.scores import predict_targets
-from pluralllm_fl.metrics import FloatArray
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.predictor.training import learning_rate_at, round_seed, train_group
 

@@ -6,8 +6,9 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.wire.records import Arrays, to_arrays, to_record
+from pluralllm_fl.wire.records import to_arrays, to_record
 
 _RECORDS: dict[str, Any] = {"metric-record": MetricRecord, "config-record": ConfigRecord}
 

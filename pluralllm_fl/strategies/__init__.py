@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError, nearest
-from pluralllm_fl.federation.strategy_defaults import defaults
+from pluralllm_fl.strategies.defaults import defaults
 
 _CLIP_ON_NODES = (
     stock.DifferentialPrivacyClientSideFixedClipping,

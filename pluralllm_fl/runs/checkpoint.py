@@ -11,9 +11,9 @@ from typing import Any
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.runs.artefacts import Event, write_directory
-from pluralllm_fl.wire.records import Arrays
 
 SCHEMA = 1
 KEEP = 2

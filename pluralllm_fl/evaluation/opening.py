@@ -1,0 +1,74 @@
+"""Opening a finished run: its config, its data and its predictor."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pluralllm_fl.config import RunConfig
+from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.predictor.model import PreferencePredictor
+from pluralllm_fl.runs.lookup import read_json
+from pluralllm_fl.workspace import Workspace, for_nodes, is_elastic, open_workspace
+
+
+def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]:
+    """Open the data and the model of a finished run, with as many threads as the run had.
+
+    Parameters
+    ----------
+    changes
+        Replace values of the run's config.
+
+    Raises
+    ------
+    ArtefactError
+        When run.json or the model is missing or damaged, or the language model is another one.
+    """
+    config = replace(run_config(run), device="auto", **changes)
+    workspace = open_workspace(config)
+    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
+    predictor = PreferencePredictor.from_pretrained(run / "model")
+    require_same_embedding(predictor, workspace.embedding_fingerprint)
+    return workspace, predictor.to(workspace.vectors.device)
+
+
+def run_config(run: Path) -> RunConfig:
+    """Read the run config that a run directory holds.
+
+    Of a generated survey that was made to fit the nodes it has the size and the groups that
+    trained.
+
+    Raises
+    ------
+    ArtefactError
+        When run.json is missing or damaged.
+    """
+    config = RunConfig.from_run_config(recorded(run, "config", dict))
+    if not is_elastic(config):
+        return config
+    seen = ";".join(recorded(run, "seen", list))
+    groups = recorded(run, "dataset", dict).get("groups", {})
+    return replace(for_nodes(config, len(groups)), seen_groups=seen)
+
+
+def recorded(run: Path, key: str, kind: type) -> Any:
+    """Return one entry of run.json, or say that the file is missing or damaged."""
+    value = read_json(run / "run.json").get(key)
+    if not isinstance(value, kind):
+        raise ArtefactError(
+            f"{run / 'run.json'} is damaged: it holds no {key}. Restore it from a copy."
+        )
+    return value
+
+
+def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> None:
+    """Refuse a language model other than the one that the predictor was trained with."""
+    trained = predictor.config.embedding_fingerprint
+    if trained and trained != fingerprint:
+        raise ArtefactError(
+            f"The predictor was trained on embeddings of '{predictor.config.embedding_model}' "
+            f"({trained[:12]}), but the model found here is another ({fingerprint[:12]}). "
+            "Install the same model and version of pluralllm-fl, or retrain."
+        )

@@ -1,0 +1,84 @@
+"""The rooms of the package: who may know whom, and that docs/architecture.md tells it."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pluralllm_fl
+
+pytestmark = pytest.mark.fast
+
+PACKAGE = Path(pluralllm_fl.__file__).parent
+WORDS = {"arrays", "config", "devices", "errors", "formats", "metrics", "preferences"}
+FLOWER = {"wire", "strategies", "federation", "processes"}
+LEAVES = {"cli", "report"}
+
+
+def imports() -> Iterator[tuple[str, str]]:
+    """Yield (room, imported module) of every import in the package, wherever it stands."""
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((room, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield room, node.module
+                yield from ((room, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def arrows() -> dict[str, set[str]]:
+    rooms = {path.stem for path in PACKAGE.iterdir()} - {"__init__"}
+    found = defaultdict(set)
+    for room, module in imports():
+        parts = module.split(".")
+        if parts[0] == "pluralllm_fl" and len(parts) > 1 and parts[1] in rooms - {room}:
+            found[room].add(parts[1])
+    return found
+
+
+def test_no_room_is_on_a_circle() -> None:
+    known = arrows()
+    while ends := {room for room in known if not known[room] & known.keys()}:
+        known = {room: others for room, others in known.items() if room not in ends}
+    assert known == {}
+
+
+def test_words_know_only_words() -> None:
+    assert set().union(*(others for room, others in arrows().items() if room in WORDS)) <= WORDS
+
+
+def test_the_predictor_knows_torch_and_the_words() -> None:
+    assert arrows()["predictor"] <= WORDS
+
+
+def test_nobody_builds_on_a_leaf() -> None:
+    """`report` is drawn at the end of a run, so the command line may call it."""
+    found = {(room, other) for room, others in arrows().items() for other in others & LEAVES}
+    assert found == {("cli", "report")}
+
+
+@pytest.mark.parametrize(("library", "rooms"), [
+    ("flwr", FLOWER), ("ray", set()), ("transformers", {"embedding"}), ("datasets", {"datasets"}),
+    ("typer", {"cli"}), ("jinja2", {"report", "deploy"}),
+])  # fmt: skip
+def test_libraries_stay_in_their_rooms(library: str, rooms: set[str]) -> None:
+    assert {room for room, module in imports() if module.split(".")[0] == library} == rooms
+
+
+def test_the_page_names_every_room_and_every_file() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {
+        f"{room}{file}.py"
+        for room, files in re.findall(r"^\| (?:`(\w+/)`)? ?\| ([\w/, ]+) \|", page, re.MULTILINE)
+        for file in files.split(", ")
+    }
+    there = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert named == there
