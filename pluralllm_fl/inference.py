@@ -1,6 +1,6 @@
 """Use a trained predictor: condition it on a group's answers, predict, score other groups.
 
->>> from pluralllm_fl.inference import Pluralist
+>>> from pluralllm_fl import Pluralist
 >>> pluralist = Pluralist.load("runs/my-run")
 >>> group = pluralist.condition({("Do you trust the press?", ("Yes", "No")): (0.3, 0.7)})
 >>> group.predict("Do you trust the courts?", ["Yes", "No"])
