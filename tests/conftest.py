@@ -19,6 +19,22 @@ settings.load_profile("unhurried")
 # The models here are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
 
+TIERS = {"unit": "fast", "integration": "integration", "e2e": "e2e"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the folder that they lie in."""
+    for item in items:
+        item.add_marker(TIERS[item.path.relative_to(Path(__file__).parent).parts[0]])
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run two files at a time, as half of the end-to-end tests is waiting; a test, or one file,
+    does not pay for workers."""
+    alone = len(config.args) == 1 and ("::" in config.args[0] or config.args[0].endswith(".py"))
+    return 0 if alone else 2
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

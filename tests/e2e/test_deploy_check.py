@@ -20,8 +20,6 @@ from tests.tls import free_port
 
 __all__ = ["mark"]
 
-pytestmark = pytest.mark.e2e
-
 BIN = Path(sys.executable).parent
 QUESTIONS = 24
 

@@ -22,7 +22,6 @@ from pluralllm_fl.cli import app
 from tests.e2e.processes import started, until
 
 pytestmark = [
-    pytest.mark.e2e,
     pytest.mark.skipif(
         shutil.which("nginx", path=f"{os.defpath}:/usr/sbin:/usr/local/sbin") is None,
         reason="nginx is not installed",

@@ -36,7 +36,6 @@ from tests.e2e.federation import Deployment, Unit, write_answers
 from tests.e2e.processes import started
 
 pytestmark = [
-    pytest.mark.e2e,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         shutil.which("nginx", path=f"{os.defpath}:/usr/sbin:/usr/local/sbin") is None,

@@ -11,8 +11,6 @@ from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
 
-pytestmark = pytest.mark.e2e
-
 # As nginx does: whoever dies before the parent is replaced at once.
 REPLACING = "while true; do sleep 1000 & wait $!; done"
 # The parent ends in order, and leaves a child behind.

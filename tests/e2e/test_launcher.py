@@ -18,8 +18,6 @@ from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
 
-pytestmark = pytest.mark.e2e
-
 ROOT = Path(__file__).resolve().parents[2]
 
 PYPROJECT = """

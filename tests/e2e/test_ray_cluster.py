@@ -26,8 +26,6 @@ from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
 
-pytestmark = pytest.mark.e2e
-
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 NODES = 3

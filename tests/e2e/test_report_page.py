@@ -14,8 +14,6 @@ from PIL import Image
 from pluralllm_fl.report import write_report
 from tests.report_run import SEEN, UNSEEN, numbered, write_run
 
-pytestmark = pytest.mark.e2e
-
 Browser = Callable[..., subprocess.CompletedProcess[str]]
 
 

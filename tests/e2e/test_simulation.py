@@ -29,8 +29,6 @@ from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
 
-pytestmark = pytest.mark.e2e
-
 SMALL = {
     "synthetic-groups": 6, "synthetic-questions": 80, "num-server-rounds": 3, "local-steps": 15,
     "question-features": 64, "width": 32, "feed-forward": 32,
@@ -195,13 +193,6 @@ def test_same_seed_same_bits_through_flwr_run(run: Path, tmp_path: Path) -> None
     assert read(found / "summary.json")["unseen"] == read(run / "summary.json")["unseen"]
 
 
-def test_wrong_number_of_supernodes_names_the_right_command(tmp_path: Path) -> None:
-    config = {**SMALL, "output-dir": str(tmp_path / "flwr")}
-    assert flwr_run(tmp_path, config, supernodes=3) == "finished:failed"
-    error = read(only_run(tmp_path / "flwr") / "run.json")["error"]
-    assert "num-supernodes=6" in error
-
-
 def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path, mark: str) -> None:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(tmp_path), *ASSIGNMENTS],
@@ -249,8 +240,8 @@ def test_real_survey(shared_data: Path, tmp_path: Path) -> None:
     """Two short rounds on the real survey: the paper's groups by default, better than uniform."""
     with (shared_data / "global_opinions" / "global_opinions.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    # Every eighth question, in a stable order: embedding all of them takes minutes.
-    kept = [row for row in rows if zlib.crc32(row[header.index("question")].encode()) % 8 == 0]
+    # Some questions, in a stable order: embedding all of them takes minutes.
+    kept = [row for row in rows if zlib.crc32(row[header.index("question")].encode()) % 25 == 0]
     with (tmp_path / "global_opinions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
     simulate(

@@ -8,12 +8,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import pytest
-
 from tests.e2e.federation import free_port
 from tests.e2e.processes import mark, started, until  # noqa: F401 - a fixture
-
-pytestmark = pytest.mark.e2e
 
 
 class Failing(BaseHTTPRequestHandler):

@@ -22,7 +22,6 @@ from tests.integration.test_updates import run_on, settings
 
 Values = NDArray[np.generic]
 
-pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="the default language model's package is not installed")
 
 GROUPS, BAD = 10, (2, 5)  # eight train

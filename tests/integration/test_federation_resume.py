@@ -26,8 +26,6 @@ from tests.integration.inprocess import (
     tiny_run,
 )
 
-pytestmark = pytest.mark.integration
-
 STRATEGIES = {
     "fedavg": "{}",
     "fedadam": '{"eta": 0.05}',

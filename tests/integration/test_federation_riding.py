@@ -22,8 +22,6 @@ from tests.integration.inprocess import (
 )
 from tests.integration.test_federation_resume import crashed
 
-pytestmark = pytest.mark.integration
-
 
 def story(run: Path) -> list[dict[str, object]]:
     """Every evaluation without what depends on the clock or on the way of sending."""

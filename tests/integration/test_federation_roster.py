@@ -21,8 +21,6 @@ from tests.integration.inprocess import (
     tiny_run,
 )
 
-pytestmark = pytest.mark.integration
-
 
 def on_query(change: Callable[[Message, int], Message | None]) -> object:
     def fault(request: Message, reply: Message, partition: int) -> Message | None:

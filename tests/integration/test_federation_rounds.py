@@ -22,8 +22,6 @@ from tests.integration.inprocess import (
     tiny_run,
 )
 
-pytestmark = pytest.mark.integration
-
 SEEN = [group for group in GROUPS if group != "Elbonia"]
 STRATEGIES = {
     "fedavg": "{}",

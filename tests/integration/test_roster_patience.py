@@ -18,8 +18,6 @@ from tests.integration.inprocess import (
     tiny_run,
 )
 
-pytestmark = pytest.mark.integration
-
 
 def answering_after(seconds: float) -> InProcessGrid:
     """Return a grid whose nodes take so long to introduce themselves; below 0: for ever."""

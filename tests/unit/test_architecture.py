@@ -10,8 +10,6 @@ import pytest
 
 import pluralllm_fl
 
-pytestmark = pytest.mark.fast
-
 PACKAGE = Path(pluralllm_fl.__file__).parent
 WORDS = {"arrays", "config", "devices", "errors", "formats", "metrics", "preferences"}
 FLOWER = {"wire", "strategies", "federation", "processes"}

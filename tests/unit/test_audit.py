@@ -40,8 +40,6 @@ from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Questi
 from pluralllm_fl.workspace import Workspace
 from tests.survey import CONFIG, SEEN, UNSEEN, survey
 
-pytestmark = pytest.mark.fast
-
 Array = NDArray[np.float64]
 
 

@@ -15,8 +15,6 @@ from pluralllm_fl.predictor.training import learning_rate_at, round_seed, train_
 from pluralllm_fl.workspace import Workspace
 from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, survey
 
-pytestmark = pytest.mark.fast
-
 PUBLISHED = dataclasses.replace(
     CONFIG, architecture="published", loss="normal-nll", learning_rate=1e-3
 )

@@ -26,8 +26,6 @@ from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor 
 from pluralllm_fl.workspace import Workspace, open_workspace  # noqa: E402
 from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, survey  # noqa: E402
 
-pytestmark = pytest.mark.fast
-
 SURVEY = ("synthetic-groups = 4", "synthetic-questions = 30")
 
 

@@ -16,8 +16,6 @@ from alignment import interval  # noqa: E402
 from store import Store, measured, options, read, show  # noqa: E402
 from trained import configured  # noqa: E402
 
-pytestmark = pytest.mark.fast
-
 ABOUT = {"dataset": "a.csv", "embedder": "e"}
 
 

@@ -19,8 +19,6 @@ from pluralllm_fl.config import default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.runs.artefacts import RunDirectory
 
-pytestmark = pytest.mark.fast
-
 SMALL = ("--set", "synthetic-groups=4", "--set", "synthetic-questions=40")
 
 

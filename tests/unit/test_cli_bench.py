@@ -9,8 +9,6 @@ from typer.testing import CliRunner
 from pluralllm_fl.cli import app
 from pluralllm_fl.cli.bench import SCRIPTS
 
-pytestmark = pytest.mark.fast
-
 MODULE = sys.modules["pluralllm_fl.cli.bench"]  # the package names the command so, too
 
 DATA = ("--dataset", "a.csv", "--survey", "b.jsonl", "--dialogues", "c.jsonl")

@@ -28,8 +28,6 @@ from pluralllm_fl.runs.artefacts import RunDirectory
 from pluralllm_fl.runs.lookup import close_run, resolve_run
 from pluralllm_fl.runs.progress import EventTail, RoundProgress
 
-pytestmark = pytest.mark.fast
-
 
 def console() -> Console:
     return Console(file=io.StringIO(), width=120)

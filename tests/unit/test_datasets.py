@@ -18,8 +18,6 @@ from pluralllm_fl.datasets.globalopinionqa import SEEN, UNSEEN
 from pluralllm_fl.errors import DatasetError
 from pluralllm_fl.preferences import PreferenceDataset
 
-pytestmark = pytest.mark.fast
-
 GOOD: dict[str, Any] = {
     "group": "North",
     "question": "Tea or coffee?",

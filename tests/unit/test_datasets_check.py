@@ -9,8 +9,6 @@ from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.datasets.check import check, render
 from pluralllm_fl.errors import DatasetError
 
-pytestmark = pytest.mark.fast
-
 
 def line(**changes: object) -> str:
     row = {"group": "A", "question": "q?", "options": ["x", "y"], "distribution": [0.5, 0.5]}

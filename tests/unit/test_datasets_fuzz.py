@@ -18,8 +18,6 @@ from pluralllm_fl.datasets.files import csv_rows, json_lines
 from pluralllm_fl.errors import DatasetError
 from pluralllm_fl.preferences import PreferenceDataset
 
-pytestmark = pytest.mark.fast
-
 
 def examples(number: int) -> settings:
     return settings(

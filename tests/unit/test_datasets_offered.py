@@ -15,8 +15,6 @@ from pluralllm_fl.errors import DatasetError
 from pluralllm_fl.preferences import PreferenceDataset
 from pluralllm_fl.workspace import read_dataset
 
-pytestmark = pytest.mark.fast
-
 GOOD: dict[str, Any] = {
     "group": "North",
     "question": "Tea, coffee or milk?",

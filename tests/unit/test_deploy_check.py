@@ -48,8 +48,6 @@ from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Questi
 from tests import tls
 from tests.tls import DAY, NOW, Signed
 
-pytestmark = pytest.mark.fast
-
 TIMEOUT = 2.0
 UNSIGNED = b'{"detail":"Invalid SuperNode authentication"}'  # Flower's answer
 

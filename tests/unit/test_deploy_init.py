@@ -30,8 +30,6 @@ from pluralllm_fl.config import RunConfig
 from pluralllm_fl.deploy import names
 from pluralllm_fl.deploy.layout import Node, node_files
 
-pytestmark = pytest.mark.fast
-
 SEEN = ("Germany", "India (Current national sample)", """it's "x"=日本 \\$HOME""")
 UNSEEN = ("日本",)
 SLUGS = {"germany", "india-current-national-sample", "it-s-x-home", "group"}

@@ -28,8 +28,6 @@ from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, EmbeddingError
 from pluralllm_fl.preferences import Question
 
-pytestmark = pytest.mark.fast
-
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", "A", ".", "yes", "no", "maybe", "never", "{", "}"]
 MAX_TOKENS = 24

@@ -12,8 +12,6 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.predictor.episodes import EpisodeSampler
 from tests.tiny import tiny_table
 
-pytestmark = pytest.mark.fast
-
 
 @given(st.lists(st.integers(0, 59), min_size=1, max_size=40))
 @settings(max_examples=100)

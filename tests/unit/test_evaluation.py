@@ -16,8 +16,6 @@ from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 from tests.tiny import DIMENSION, tiny_table
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.fixture
 def table() -> GroupTable:

@@ -22,8 +22,6 @@ from pluralllm_fl.runs.artefacts import (
 )
 from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
 
-pytestmark = pytest.mark.fast
-
 
 def some_checkpoint(size: int, server_round: int = 1) -> Checkpoint:
     arrays = {"w": np.arange(size, dtype=np.float32)}

@@ -15,8 +15,6 @@ from pluralllm_fl import strategies
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.strategies import state as strategy_state
 
-pytestmark = pytest.mark.fast
-
 
 def build(name: str, **kwargs: Any) -> Strategy:
     return strategies.build(name, kwargs, train_nodes=8, all_nodes=14)

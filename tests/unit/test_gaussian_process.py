@@ -15,8 +15,6 @@ from pluralllm_fl.predictor.episodes import QuestionBatch
 from pluralllm_fl.predictor.gaussian_process import condition, covariance, latent
 from tests.tiny import tiny_table
 
-pytestmark = pytest.mark.fast
-
 Array = NDArray[np.float64]
 NUMBERS = {"spread": -0.75, "novelty": 0.5, "question_scale": 0.25, "option_scale": 0.5}
 

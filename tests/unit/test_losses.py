@@ -10,8 +10,6 @@ from scipy.spatial.distance import jensenshannon
 from pluralllm_fl.predictor.losses import js_distance, prediction_loss
 from tests.tiny import tiny_table
 
-pytestmark = pytest.mark.fast
-
 
 def test_losses_equal_direct_computations() -> None:
     batch = tiny_table().batch(range(12))

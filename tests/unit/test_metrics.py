@@ -10,8 +10,6 @@ from scipy.stats import wasserstein_distance
 from pluralllm_fl import metrics
 from pluralllm_fl.errors import PluralLLMError
 
-pytestmark = pytest.mark.fast
-
 ragged = st.lists(st.integers(2, 18), min_size=1, max_size=12)
 
 

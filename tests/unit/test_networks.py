@@ -20,8 +20,6 @@ from pluralllm_fl.predictor.model import NETWORKS, PreferencePredictor, initial_
 from pluralllm_fl.predictor.networks import Network, PredictorConfig
 from tests.survey import CONFIG, DIMENSION, UNSEEN, survey
 
-pytestmark = pytest.mark.fast
-
 PACKAGE = Path(pluralllm_fl.__file__).parent
 
 

@@ -26,8 +26,6 @@ from pluralllm_fl.preferences import (
 )
 from tests.tiny import DIMENSION, tiny_table
 
-pytestmark = pytest.mark.fast
-
 LOSSES = ("alignment", "cross-entropy", "normal-nll")
 
 

@@ -8,8 +8,6 @@ import torch
 
 from pluralllm_fl.predictor.optimizer import FlatAdamW
 
-pytestmark = pytest.mark.fast
-
 
 def model() -> torch.nn.Module:
     torch.manual_seed(0)

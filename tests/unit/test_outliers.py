@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 
 from pluralllm_fl.federation.outliers import far_from_others
 
-pytestmark = pytest.mark.fast
-
 SIZES = {"large": 10_000, "small": 4}
 HONEST = {"large": 1.0, "small": 0.02}
 

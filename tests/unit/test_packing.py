@@ -12,8 +12,6 @@ from pluralllm_fl.errors import FederationError
 from pluralllm_fl.wire.packing import packed, unpacked
 from pluralllm_fl.wire.records import count_bytes, to_arrays, to_record
 
-pytestmark = pytest.mark.fast
-
 any_array = st.sampled_from(["float32", "float64", "int8", "uint16", "int64", "bool"]).flatmap(
     lambda dtype: arrays(dtype, array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 )

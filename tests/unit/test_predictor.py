@@ -14,9 +14,6 @@ from pluralllm_fl.predictor.episodes import QuestionBatch
 from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 from tests.tiny import DIMENSION, tiny_table
 
-pytestmark = pytest.mark.fast
-
-
 JOINT, APART = "{question} {option}", "{question}||{option}"
 
 

@@ -16,8 +16,6 @@ from pluralllm_fl.preferences import (
     split_groups,
 )
 
-pytestmark = pytest.mark.fast
-
 QUESTIONS = [Question(f"Question {i}?", ("yes", "no", "maybe")) for i in range(12)]
 
 

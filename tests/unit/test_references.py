@@ -29,8 +29,6 @@ from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Questi
 from pluralllm_fl.workspace import Workspace, with_random_vectors
 from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, spoiled, survey
 
-pytestmark = pytest.mark.fast
-
 Array = NDArray[np.float64]
 SHOWN = CONFIG.context_questions
 JOINT = dataclasses.replace(CONFIG, embedding_template="{question} {option}")

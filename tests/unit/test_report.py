@@ -14,8 +14,6 @@ from pluralllm_fl.report.page import ranges
 from pluralllm_fl.report.reading import read_run
 from tests.report_run import SEEN, UNSEEN, numbered, write_json, write_run
 
-pytestmark = pytest.mark.fast
-
 VOID = {"col", "meta", "link", "br", "wbr"}
 
 

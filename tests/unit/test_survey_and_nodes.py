@@ -18,7 +18,6 @@ from pluralllm_fl.workspace import (
     read_dataset,
 )
 
-pytestmark = pytest.mark.fast
 DEFAULT = RunConfig.default({"synthetic-questions": 2})
 
 

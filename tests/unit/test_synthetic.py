@@ -13,8 +13,6 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.metrics import noise_floor
 from pluralllm_fl.preferences import PreferenceDataset
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.fixture(scope="module")
 def survey() -> PreferenceDataset:

@@ -14,8 +14,6 @@ from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 from pluralllm_fl.predictor.training import TrainingResult, learning_rate_at, train_group
 from tests.tiny import DIMENSION, tiny_table
 
-pytestmark = pytest.mark.fast
-
 CONFIG = dataclasses.replace(
     RunConfig.default(), width=32, layers=2, feed_forward=48,
     embedding_template="{question} {option}", question_features=64, factors=3, batch_questions=16,

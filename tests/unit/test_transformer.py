@@ -17,8 +17,6 @@ from pluralllm_fl.predictor.features import orthogonal_frequencies
 from pluralllm_fl.predictor.transformer import TransformerNetwork
 from tests.tiny import DIMENSION, tiny_table
 
-pytestmark = pytest.mark.fast
-
 CONFIG = dataclasses.replace(
     RunConfig.default(), batch_questions=16, dropout=0.0,
     context_min=2, context_max=3, target_min=2, target_max=3,

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.wire import rounding
 
-pytestmark = pytest.mark.fast
-
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SHAPES: list[tuple[int, ...]] = [(3, 100), (), (256,), (257,), (0,), (2, 1)]
 
