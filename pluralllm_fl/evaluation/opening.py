@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -14,8 +14,7 @@ from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.runs.lookup import read_json
 from pluralllm_fl.workspace import Workspace, for_nodes, is_elastic, open_workspace
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Work = TypeVar("Work", bound=Callable[..., Any])
 
 
 def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]:
@@ -38,9 +37,7 @@ def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]
     return workspace, predictor.to(workspace.vectors.device)
 
 
-def with_threads_of_run(
-    work: Callable[Concatenate[Path, P], T],
-) -> Callable[Concatenate[Path, P], T]:
+def with_threads_of_run(work: Work) -> Work:
     """Let a function of a run compute with as many torch threads as the run had.
 
     The predictor is small: more threads would only wait for each other. The caller's number is
@@ -48,7 +45,7 @@ def with_threads_of_run(
     """
 
     @wraps(work)
-    def with_threads(run: Path, *args: P.args, **options: P.kwargs) -> T:
+    def with_threads(run: Path, *args: Any, **options: Any) -> Any:
         before, config = torch.get_num_threads(), run_config(run)
         torch.set_num_threads(config.threads)
         try:
@@ -56,7 +53,7 @@ def with_threads_of_run(
         finally:
             torch.set_num_threads(before)
 
-    return with_threads
+    return cast(Work, with_threads)
 
 
 def run_config(run: Path) -> RunConfig:

