@@ -24,20 +24,18 @@ Mode = Literal["likelihood", "deficit", "centred"]
 
 
 class Row(NamedTuple):
-    """A completion to score: where it stood, whose reward it gets, what it says.
+    """A completion to score: its place in the batch, whose reward it gets, and what it says.
 
-    `choice` is the index of the option that it is, None if it is none of them.
+    `prompt` is what the policy read, `question` what the predictor reads; `choice` is the index of
+    the option that the completion is, None if it is none of them.
     """
 
     place: int
     group: str
+    prompt: str
     question: Question
     completion: str
     choice: int | None
-
-    @property
-    def prompt(self) -> Hashable:
-        return self.group, self.question
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,9 @@ class PluralisticReward:
     mode : {"likelihood", "deficit", "centred"}
         `likelihood`, `deficit` or `centred` of this module: each says what it optimises.
     unmatched : float or None, default None
-        Reward of a completion that is empty or none of the options. TRL counts None as 0, which is
-        more than any log p: give a penalty where the policy can write anything.
+        Reward of a completion that is empty or none of the options. With None TRL neither rewards
+        nor punishes it (beside other reward functions it counts as 0, more than any log p): give a
+        penalty where the policy can write anything.
     nearest : bool, default False
         Read a completion that is none of the options as the option whose embedding is nearest
         (`matching.nearest_options`).
@@ -114,22 +113,22 @@ class PluralisticReward:
         ConfigError
             For an unknown group, missing columns or options that are no list of distinct texts.
         """
-        asked_of = prompts if question is None else question
-        columns_read = {"completions": completions, "group": group, "options": options}
-        for name, column in columns_read.items():
-            if column is None:
-                raise ConfigError(f"The reward needs the column '{name}' in the data set.")
-            if len(column) != len(asked_of):
-                raise ConfigError(f"{len(column)} {name} for {len(asked_of)} prompts.")
-        assert group is not None
-        assert options is not None
+        n = len(prompts)
+        cells = zip(
+            _column("group", group, n),
+            prompts,
+            _column("question", prompts if question is None else question, n),
+            _column("options", options, n),
+            _column("completions", completions, n),
+            strict=True,
+        )
         rows = [
-            self._row(place, *cells)
-            for place, cells in enumerate(zip(group, asked_of, options, completions, strict=True))
-            if cells[0] is not None and self._group(cells[0]).answers
+            self._row(place, name, *rest)
+            for place, (name, *rest) in enumerate(cells)
+            if name is not None and self._group(name).answers
         ]
         score = {"likelihood": likelihood, "deficit": deficit, "centred": centred}[self.mode]
-        found: list[float | None] = [None] * len(asked_of)
+        found: list[float | None] = [None] * n
         for row, reward in zip(rows, score(self.groups, self._matched(rows)), strict=True):
             found[row.place] = self.unmatched if reward is None else reward
         return found
@@ -142,9 +141,12 @@ class PluralisticReward:
             )
         return self.groups[name]
 
-    def _row(self, place: int, group: str, prompt: Any, options: Any, completion: Any) -> Row:
-        question, text = asked((prompt, options)), spoken(completion)
-        return Row(place, group, question, text, stated_option(text, question.options))
+    def _row(
+        self, place: int, group: str, prompt: Any, text: Any, options: Any, completion: Any
+    ) -> Row:
+        question, said = asked((text, options)), spoken(completion)
+        choice = stated_option(said, question.options)
+        return Row(place, group, repr(prompt), question, said, choice)
 
     def _matched(self, rows: list[Row]) -> list[Row]:
         """Give rows that are no option the nearest one, if that is asked for."""
@@ -157,6 +159,14 @@ class PluralisticReward:
         for i, choice in zip(free, nearest_options(pluralist, pairs), strict=True):
             rows[i] = rows[i]._replace(choice=choice)
         return rows
+
+
+def _column(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
+    if values is None:
+        raise ConfigError(f"The reward needs the column '{name}' in the data set.")
+    if len(values) != n:
+        raise ConfigError(f"{len(values)} {name} for {n} prompts.")
+    return values
 
 
 def likelihood(groups: Mapping[str, ConditionedGroup], rows: Sequence[Row]) -> list[float | None]:
@@ -187,18 +197,19 @@ def deficit(groups: Mapping[str, ConditionedGroup], rows: Sequence[Row]) -> list
         For a prompt with a single completion.
     """
     log_p = _log_probability(groups, [(row.group, row.question) for row in rows])
+    kin = [(row.group, row.prompt, row.question) for row in rows]
     given: defaultdict[Hashable, Counter[int | None]] = defaultdict(Counter)
-    for row in rows:
-        given[row.prompt][row.choice] += 1
+    for key, row in zip(kin, rows, strict=True):
+        given[key][row.choice] += 1
     found: list[float | None] = []
-    for row, p in zip(rows, log_p, strict=True):
-        others = given[row.prompt].total() - 1
+    for key, row, p in zip(kin, rows, log_p, strict=True):
+        others = given[key].total() - 1
         if not others:
             raise ConfigError(
                 f"'{row.question.text:.80}' has one completion for {row.group}: the deficit needs "
                 "at least two of a prompt in a batch (num_generations)."
             )
-        share = (given[row.prompt][row.choice] - 1) / others
+        share = (given[key][row.choice] - 1) / others
         found.append(None if row.choice is None else float(np.exp(p[row.choice])) - share)
     return found
 

@@ -69,6 +69,12 @@ def test_the_deficit_counts_the_other_completions(groups: dict[str, ConditionedG
     )
     assert apart[0] == pytest.approx(p[0] - 1, abs=1e-6)  # the other group's are no others
     assert apart[1] != pytest.approx(apart[0])
+    two_prompts = PluralisticReward(groups, "deficit")(
+        ["So?", "So?", "Well?", "Well?"], ["Tea", "Tea", "Tea", "Milk"], question=[DRINK] * 4,
+        group=["A"] * 4, options=[DRINKS] * 4,
+    )  # fmt: skip
+    expected = [p[0] - 1, p[0] - 1, p[0], p[2]]
+    assert two_prompts == [pytest.approx(x, abs=1e-6) for x in expected]
     with pytest.raises(ConfigError, match=r"one completion for A.*num_generations"):
         ask(groups, "deficit", ["Tea"])
 
