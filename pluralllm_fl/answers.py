@@ -18,6 +18,7 @@ Asked = Question | tuple[str, Sequence[str]]
 Answers = Mapping[Key, Sequence[float]] | Sequence[Mapping[str, Any]] | str | Path
 Offered = Mapping[Key, Sequence[str]]
 
+_FORMS = "{(question, options): distribution}, a list of rows as dicts, or a path"
 NAMELESS = "the group"  # of rows without a column `group`
 
 
@@ -88,6 +89,11 @@ def read_answers(
         return _from_mapping(answers, offered or {})
     if isinstance(answers, str | Path):
         return one_group(load_dataset(str(answers)), group)
+    if not isinstance(answers, Sequence):
+        raise ConfigError(
+            f"Answers are {_FORMS}, not {type(answers).__name__}. Of a table give the rows: "
+            "df.to_dict('records') or table.to_pylist()."
+        )
     return one_group(_from_rows(answers), group) if answers else GroupPreferences(NAMELESS, {})
 
 
@@ -118,14 +124,11 @@ def _shares(question: Question, values: Sequence[float]) -> FloatArray:
     return p
 
 
-def _from_rows(rows: Iterable[Mapping[str, Any]]) -> PreferenceDataset:
+def _from_rows(rows: Iterable[Any]) -> PreferenceDataset:
     collector = Collector("The answers", "row ", raise_on_bad=True)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
-            raise ConfigError(
-                f"Answers are rows with the columns question, options and distribution, or "
-                f"{{(question, options): distribution}}; row {number} is {row!r:.80}."
-            )
+            raise ConfigError(f"Answers are {_FORMS}; row {number} is {row!r:.80}.")
         collector.add_all([(number, {"group": NAMELESS, **row})])
     return collector.dataset("answers")
 

@@ -126,7 +126,8 @@ def test_questions_are_read_as_in_data_files(group: ConditionedGroup) -> None:
     [
         ({"Q?": (0.5, 0.5)}, ConfigError, "a pair"),
         ({("Q?", ("a", "b")): "half"}, ConfigError, "2 probabilities"),
-        (["Q?"], ConfigError, "Answers are rows"),
+        (["Q?"], ConfigError, "list of rows as dicts, or a path; row 1 is 'Q"),
+        (3, ConfigError, "or a path, not int. Of a table give the rows"),
         ([{"question": "Q?", "options": ["a", "b"]}], DatasetError, "row 1: no answer column"),
         ("absent.jsonl", DatasetError, "does not exist"),
     ],
