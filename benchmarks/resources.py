@@ -72,11 +72,11 @@ def prediction(run: Path) -> dict[str, float]:
         new = time.monotonic_ns()  # never embedded before
         answers = {(f"Question {i} about {new}?", ("Yes", "No")): (0.3, 0.7) for i in range(20)}
         start = time.monotonic()
-        pluralist.condition(answers).predict(f"Do you trust {new}?", ["Yes", "No"])
+        pluralist.fit(answers).predict(f"Do you trust {new}?", ["Yes", "No"])
         return time.monotonic() - start
 
     start = time.monotonic()
-    pluralist = Pluralist.load(run)
+    pluralist = Pluralist.from_pretrained(run)
     ask()
     return {"load_seconds": time.monotonic() - start, "answer_seconds": ask()}
 

@@ -1,53 +1,68 @@
-"""Use a trained predictor: condition it on a group's answers, predict, score other groups.
+"""Use a trained predictor: fit it to a group's answers, predict, score.
 
 >>> from pluralllm_fl import Pluralist
->>> pluralist = Pluralist.load("runs/my-run")
->>> group = pluralist.condition({("Do you trust the press?", ("Yes", "No")): (0.3, 0.7)})
+>>> pluralist = Pluralist.from_pretrained("runs/my-run")
+>>> group = pluralist.fit({("Do you trust the press?", ("Yes", "No")): (0.3, 0.7)})
 >>> group.predict("Do you trust the courts?", ["Yes", "No"])
 array([0.41, 0.59])
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import compress
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pluralllm_fl.answers import (
+    Answers,
+    Asked,
+    Offered,
+    asked,
+    offered_mask,
+    one_group,
+    read_answers,
+)
 from pluralllm_fl.arrays import BoolArray, FloatArray
 from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.embedding import TextEmbedder
-from pluralllm_fl.errors import ConfigError, nearest
+from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation.opening import (
-    open_run,
-    recorded,
     require_same_embedding,
     run_config,
 )
-from pluralllm_fl.evaluation.references import references_by_side
-from pluralllm_fl.evaluation.scores import evaluate_group, split_blocks
+from pluralllm_fl.metrics import alignment
 from pluralllm_fl.predictor.episodes import QuestionBatch
 from pluralllm_fl.predictor.model import PreferencePredictor
-from pluralllm_fl.preferences import Question
-
-Answers = Mapping[tuple[str, tuple[str, ...]], Sequence[float]]
-Offered = Mapping[tuple[str, tuple[str, ...]], Sequence[str]]
+from pluralllm_fl.preferences import GroupPreferences, Question
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConditionedGroup:
-    """A predictor that has read one group's answers."""
+    """A predictor that has read one group's answers.
+
+    Parameters
+    ----------
+    pluralist : Pluralist
+    context : tuple of Tensor
+        What the predictor keeps of the answers.
+    answers : int
+        How many questions the group answered.
+    """
 
     pluralist: "Pluralist"
     context: tuple[Tensor, ...]
+    answers: int
+
+    def __repr__(self) -> str:
+        return f"ConditionedGroup({self.answers} answers)"
 
     def predict(
         self, question: str, options: Sequence[str], offered: Sequence[str] | None = None
     ) -> FloatArray:
-        """Return the predicted distribution over the options.
+        """Return the predicted distribution over the options of one question.
 
         Parameters
         ----------
@@ -60,24 +75,76 @@ class ConditionedGroup:
         ConfigError
             For fewer than two options, empty or repeated ones, or an empty question.
         """
-        asked = checked_question(question, options)
-        batch = self.pluralist.batch([asked])
-        if offered is not None:
-            batch = replace(batch, offered=torch.from_numpy(offered_mask(asked, offered)))
-        with torch.no_grad():
-            score = self.pluralist.predictor.score(self.context, batch)
-        return score.log_probability.exp().double().numpy()
+        one = asked((question, options))
+        mask = None if offered is None else offered_mask(one, offered)
+        return np.exp(self._log_probability([one], mask))
+
+    def predict_proba(self, questions: Sequence[Asked]) -> list[FloatArray]:
+        """Predict the distributions over the options of many questions in one pass.
+
+        Parameters
+        ----------
+        questions : sequence of (str, sequence of str)
+            Text and options of each.
+
+        Returns
+        -------
+        list of ndarray, shape (options,)
+        """
+        return [np.exp(p) for p in self.predict_log_proba(questions)]
+
+    def predict_log_proba(self, questions: Sequence[Asked]) -> list[FloatArray]:
+        """Return the logarithms of `predict_proba`; exact where that rounds to 0."""
+        read = [asked(question) for question in questions]
+        if not read:
+            return []
+        ends = np.cumsum([len(question.options) for question in read])
+        return np.split(self._log_probability(read), ends[:-1])
+
+    def score(self, held_out: Answers | GroupPreferences, *, group: str | None = None) -> float:
+        """Return the mean alignment with answers that the predictor has not read.
+
+        Parameters
+        ----------
+        held_out, group
+            As in `Pluralist.fit`.
+
+        Returns
+        -------
+        float
+            Mean over questions of 1 - Jensen-Shannon distance; 1 is perfect. A uniform guess is
+            far above 0: compare with its score.
+        """
+        true = read_answers(held_out, group=group).answers
+        if not true:
+            raise ConfigError("There are no answers to score the prediction on.")
+        predicted = np.concatenate(self.predict_proba(list(true)))
+        number = np.repeat(np.arange(len(true)), [len(p) for p in true.values()])
+        return float(alignment(predicted, np.concatenate(list(true.values())), number).mean())
+
+    @torch.no_grad()
+    def _log_probability(
+        self, questions: Sequence[Question], offered: BoolArray | None = None
+    ) -> FloatArray:
+        batch = self.pluralist.batch(questions, offered=offered)
+        score = self.pluralist.predictor.score(self.context, batch)
+        found: FloatArray = score.log_probability.double().numpy()
+        return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pluralist:
     """A trained predictor together with the language model that reads its questions."""
 
     predictor: PreferencePredictor
     embedder: TextEmbedder
 
+    def __repr__(self) -> str:
+        config = self.predictor.config
+        return f"Pluralist({config.architecture}, embedding_model='{config.embedding_model}')"
+
     @classmethod
-    def load(cls, run: Path | str, embedding_cache: Path | None = None) -> Self:
+    def from_pretrained(cls, run: Path | str, embedding_cache: Path | str | None = None) -> Self:
         """Load from a run directory (or its ``model`` folder).
 
         `embedding_cache` is the folder of cached embeddings; None: the default one.
@@ -102,86 +169,63 @@ class Pluralist:
         embedder.load()
         return cls(predictor, embedder)
 
-    def condition(self, answers: Answers, offered: Offered | None = None) -> ConditionedGroup:
-        """Read a group's answers, {(question, options): distribution}; may be empty.
+    def fit(
+        self,
+        answers: Answers | GroupPreferences,
+        offered: Offered | None = None,
+        *,
+        group: str | None = None,
+    ) -> ConditionedGroup:
+        """Read a group's answers; nothing is trained, and this object stays as it is.
 
-        `offered`, {(question, options): options offered}, names those that the group could choose
-        from, of the questions where it lacked some: the zeros of the rest say nothing of it.
+        Parameters
+        ----------
+        answers : mapping, sequence of rows, path or GroupPreferences
+            ``{(question, options): distribution}``; or rows (docs/data.md) as dicts, in which the
+            column `group` may be left out; or the path of a data file. May be empty.
+        offered : mapping, optional
+            ``{(question, options): options offered}`` of those answers in a mapping where the group
+            lacked some options: the zeros of the rest say nothing of it. Rows have a column for it.
+        group : str, optional
+            Which group of rows or a file that hold several.
 
         Raises
         ------
-        ConfigError
-            For answers that are none, or to options that were not offered.
+        ConfigError, DatasetError
+            For answers that are none, to options that were not offered, or of several groups of
+            which none is named.
         """
-        questions = [checked_question(text, options) for text, options in answers]
-        distributions = [np.asarray(p, dtype=np.float64) for p in answers.values()]
-        for question, p in zip(questions, distributions, strict=True):
-            fits = p.shape == (len(question.options),) and bool((p >= 0).all())
-            if not fits or not np.isclose(p.sum(), 1, atol=0.01):
-                raise ConfigError(
-                    f"The answer to '{question.text}' must be {len(question.options)} "
-                    f"probabilities that sum to 1, not {p.tolist()}."
-                )
-        shares = [(p / p.sum()).astype(np.float32) for p in distributions]
-        batch = self.batch(questions, shares) if questions else None
-        if batch is not None and offered:
-            held = [
-                offered_mask(question, offered.get(key, question.options), p)
-                for key, question, p in zip(answers, questions, distributions, strict=True)
-            ]
-            batch = replace(batch, offered=torch.from_numpy(np.concatenate(held)))
+        known = read_answers(answers, offered, group)
+        batch = self.batch(list(known.answers), known) if known.answers else None
         with torch.no_grad():
-            return ConditionedGroup(self, self.predictor.encode_context(batch))
+            context = self.predictor.encode_context(batch)
+        return ConditionedGroup(self, context, len(known))
 
     def batch(
-        self, questions: Sequence[Question], distributions: Sequence[Any] | None = None
+        self,
+        questions: Sequence[Question],
+        known: GroupPreferences | None = None,
+        offered: BoolArray | None = None,
     ) -> QuestionBatch:
-        """Embed questions into a batch."""
+        """Embed questions into a batch, with a group's answers to them where `known`.
+
+        Parameters
+        ----------
+        offered : ndarray of bool, shape (options of all questions,), or None
+            What can be chosen; None: what `known` says, else all.
+        """
         table = self.embedder.embed(questions)
-        answers = None if distributions is None else torch.from_numpy(np.concatenate(distributions))
+        shares = None
+        if known is not None:
+            shares = np.concatenate([known.answers[q] for q in questions]).astype(np.float32)
+            offered = known.offers(questions)
         return QuestionBatch.build(
             torch.from_numpy(table.vectors),
             np.array([table.first_row[q.id] for q in questions], dtype=np.int64),
             np.array([len(q.options) for q in questions], dtype=np.int64),
-            answers,
+            None if shares is None else torch.from_numpy(shares),
+            None if offered is None else torch.from_numpy(offered),
         )
-
-
-def checked_question(text: str, options: Sequence[str]) -> Question:
-    """Return the question, or raise `ConfigError` if it cannot be asked."""
-    if not text.strip():
-        raise ConfigError("The question is empty.")
-    if len(options) < 2:
-        raise ConfigError(f"A question needs at least two options, not {len(options)}.")
-    bare = {option.strip() for option in options}
-    if "" in bare or len(bare) < len(options):
-        raise ConfigError(f"Options must be distinct and not empty: {list(options)}.")
-    return Question(text, tuple(options))
-
-
-def offered_mask(
-    question: Question, offered: Sequence[str], shares: FloatArray | None = None
-) -> BoolArray:
-    """Mark the options offered, shape (options,).
-
-    Raises
-    ------
-    ConfigError
-        If they are fewer than two, none of the options, or lack one that has a share.
-    """
-    if unknown := [text for text in offered if text not in question.options]:
-        raise ConfigError(
-            f"'{unknown[0]}' is offered, but is none of the options of '{question.text}': "
-            f"{list(question.options)}.{nearest(unknown[0], question.options)}"
-        )
-    mask = np.array([option in offered for option in question.options])
-    if mask.sum() < 2:
-        raise ConfigError(f"At least two options of '{question.text}' must be offered.")
-    if shares is not None and (shares[~mask] > 0).any():
-        raise ConfigError(
-            f"The answer to '{question.text}' has a share on an option that was not offered."
-        )
-    return mask
 
 
 def predict_distribution(
@@ -199,92 +243,11 @@ def predict_distribution(
     ConfigError
         When the file holds several groups and `group` names none of them.
     """
-    config = run_config(run)
-    cache = config.embedding_cache
-    pluralist = Pluralist.load(run, Path(cache) if cache else None)
-    answers: Answers = {}
-    offers: Offered = {}
-    if context is not None:
-        held = load_dataset(str(context), zeros=config.zeros).groups
-        name = group or (next(iter(held)) if len(held) == 1 else "")
-        if name not in held:
-            wanted = f"no group '{name}'.{nearest(name, held)}" if name else "several groups."
-            raise ConfigError(f"{context} holds {wanted} Name one with --group: {'; '.join(held)}")
-        known = held[name]
-        answers = {(q.text, q.options): p.tolist() for q, p in known.answers.items()}
-        offers = {
-            (q.text, q.options): list(compress(q.options, mask))
-            for q, mask in known.offered.items()
-        }
-    elif group:
+    if group and context is None:
         raise ConfigError(f"--group '{group}' needs --context, a file with the group's answers.")
-    return pluralist.condition(answers, offers).predict(question, options, offered)
-
-
-def evaluate_run(
-    run: Path,
-    dataset: str,
-    groups: tuple[str, ...] = (),
-    context_questions: int | None = None,
-    seed: int | None = None,
-) -> dict[str, Any]:
-    """Score a trained predictor on groups that it did not train on, without training.
-
-    Parameters
-    ----------
-    groups : tuple of str
-        Empty: every group, but for those that trained if `dataset` is the run's own.
-    context_questions : int or None
-        Answers shown of each group; None: as in the run.
-    seed : int or None
-        Draw of the shown answers; None: the run's. The split of questions stays the run's, so
-        that no question it trained on counts as a test question.
-
-    Returns
-    -------
-    dict
-        ``{"unseen": block, "references": …}`` as in summary.json and diagnostics.json; groups named
-        like one that trained are in a block of their own under ``seen``. Of a data set other than
-        the run's, no question counts as trained, and the marginal is not known.
-
-    Raises
-    ------
-    ConfigError
-        For unknown groups, or if every group took part in training.
-    """
-    trained = run_config(run)
-    shown = trained.context_questions if context_questions is None else context_questions
-    workspace, predictor = open_run(
-        run, dataset=dataset, seen_groups=";".join(groups), unseen_groups="",
-        context_questions=shown,
-    )  # fmt: skip
-    participants = set(recorded(run, "seen", list))
-    own = dataset == trained.dataset
-    left_out = participants if own else set()
-    chosen = groups or tuple(g for g in workspace.groups if g not in left_out)
-    if not chosen:
-        raise ConfigError(f"Every group of {dataset} took part in training; name some with groups.")
-    draw = trained.seed if seed is None else seed
-    scores = {
-        group: evaluate_group(
-            predictor,
-            workspace.table(group),
-            context_questions=shown,
-            seed=draw,
-        )
-        for group in chosen
-    }
-    sides = {
-        "seen": {g: score for g, score in scores.items() if g in participants},
-        "unseen": {g: score for g, score in scores.items() if g not in participants},
-    }
-    found: dict[str, Any] = {side: split_blocks(s) for side, s in sides.items() if s}
-    if not own:
-        for block in filter(None, found.values()):
-            block["trained_questions"] = None
-    # The marginal is of the groups that trained, whichever are asked; the targets are those of the
-    # draw. The tables, which the workspaces share, keep the run's split of questions.
-    answered = tuple(sorted(participants & set(workspace.dataset.groups)))
-    of_run = replace(workspace, seen=answered, config=replace(workspace.config, seed=draw))
-    found["references"] = references_by_side(of_run, {s: sides[s] for s in found}, marginal=own)
-    return found
+    config = run_config(run)
+    pluralist = Pluralist.from_pretrained(run, config.embedding_cache or None)
+    known = read_answers({})
+    if context is not None:
+        known = one_group(load_dataset(str(context), zeros=config.zeros), group)
+    return pluralist.fit(known).predict(question, options, offered)

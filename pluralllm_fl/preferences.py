@@ -79,6 +79,14 @@ class GroupPreferences:
         ordered = dict(sorted(self.answers.items(), key=lambda item: item[0].id))
         object.__setattr__(self, "answers", ordered)
 
+    def offers(self, questions: Sequence[Question]) -> BoolArray | None:
+        """Lay out the options offered, flat: all where nothing is stated; None: nowhere stated."""
+        if not self.offered:
+            return None
+        return np.concatenate(
+            [self.offered.get(q, np.ones(len(q.options), bool)) for q in questions]
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the group's name, answers and, where stated, the options offered."""

@@ -42,7 +42,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a trained predictor on other groups, without training."""
-    from pluralllm_fl.inference import evaluate_run
+    from pluralllm_fl.evaluation.other_groups import evaluate_run
 
     result = evaluate_run(
         resolve_run(run), absolute_source(dataset), split_names(groups), context_questions, seed

@@ -12,7 +12,7 @@ import numpy as np
 
 from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.evaluation.opening import open_run
+from pluralllm_fl.evaluation.opening import open_run, with_threads_of_run
 from pluralllm_fl.evaluation.references import references_by_side
 from pluralllm_fl.evaluation.scores import (
     Targets,
@@ -36,6 +36,7 @@ EXAMPLES_A_RANK = 2
 Measure = Callable[[str], float | None]
 
 
+@with_threads_of_run
 def write_diagnostics(run: Path) -> dict[str, Any]:
     """Compute context curve, controls, references and examples; write ``diagnostics.json``.
 

@@ -1,8 +1,10 @@
 """Opening a finished run: its config, its data and its predictor."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -12,9 +14,11 @@ from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.runs.lookup import read_json
 from pluralllm_fl.workspace import Workspace, for_nodes, is_elastic, open_workspace
 
+Work = TypeVar("Work", bound=Callable[..., Any])
+
 
 def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]:
-    """Open the data and the model of a finished run, with as many threads as the run had.
+    """Open the data and the model of a finished run.
 
     Parameters
     ----------
@@ -28,10 +32,28 @@ def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]
     """
     config = replace(run_config(run), device="auto", **changes)
     workspace = open_workspace(config)
-    torch.set_num_threads(config.threads)  # the predictor is small: threads would only wait
     predictor = PreferencePredictor.from_pretrained(run / "model")
     require_same_embedding(predictor, workspace.embedding_fingerprint)
     return workspace, predictor.to(workspace.vectors.device)
+
+
+def with_threads_of_run(work: Work) -> Work:
+    """Let a function of a run compute with as many torch threads as the run had.
+
+    The predictor is small: more threads would only wait for each other. The caller's number is
+    restored.
+    """
+
+    @wraps(work)
+    def with_threads(run: Path, *args: Any, **options: Any) -> Any:
+        before, config = torch.get_num_threads(), run_config(run)
+        torch.set_num_threads(config.threads)
+        try:
+            return work(run, *args, **options)
+        finally:
+            torch.set_num_threads(before)
+
+    return cast(Work, with_threads)
 
 
 def run_config(run: Path) -> RunConfig:

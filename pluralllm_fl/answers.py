@@ -1,0 +1,143 @@
+"""Questions as they are asked, and a group's answers as they are handed over."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pluralllm_fl.arrays import BoolArray, FloatArray
+from pluralllm_fl.datasets import load_dataset
+from pluralllm_fl.datasets.collect import Collector
+from pluralllm_fl.datasets.fields import BadRow, options_of, text_of
+from pluralllm_fl.errors import ConfigError, nearest
+from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
+
+Key = tuple[str, tuple[str, ...]]  # a question's text and its options
+Asked = Question | tuple[str, Sequence[str]]
+Answers = Mapping[Key, Sequence[float]] | Sequence[Mapping[str, Any]] | str | Path
+Offered = Mapping[Key, Sequence[str]]
+
+_FORMS = "{(question, options): distribution}, a list of rows as dicts, or a path"
+NAMELESS = "the group"  # of rows without a column `group`
+
+
+def asked(question: Asked) -> Question:
+    """Read a question as the data loaders do.
+
+    Raises
+    ------
+    ConfigError
+        For fewer than two options, empty or repeated ones, an empty question, or options that are
+        one text instead of a list.
+    """
+    if isinstance(question, Question):
+        return question
+    if not isinstance(question, tuple) or len(question) != 2:
+        raise ConfigError(f"A question is a pair (text, list of options), not {question!r:.80}.")
+    text, options = question
+    if isinstance(options, str):
+        raise ConfigError(
+            f"The options of a question are a list of texts, not one text: {options!r:.80}."
+        )
+    try:
+        listed = options_of({"options": list(options)}, "options")
+        return Question(text_of({"question": text}, "question", chat=True), listed)
+    except BadRow as bad:
+        raise ConfigError(f"A question cannot be asked: {bad}.") from None
+
+
+def offered_mask(
+    question: Question, offered: Sequence[str], shares: FloatArray | None = None
+) -> BoolArray:
+    """Mark the options offered, shape (options,).
+
+    Raises
+    ------
+    ConfigError
+        If they are fewer than two, none of the options, or lack one that has a share.
+    """
+    if unknown := [text for text in offered if text not in question.options]:
+        raise ConfigError(
+            f"'{unknown[0]}' is offered, but is none of the options of '{question.text}': "
+            f"{list(question.options)}.{nearest(unknown[0], question.options)}"
+        )
+    mask = np.array([option in offered for option in question.options])
+    if mask.sum() < 2:
+        raise ConfigError(f"At least two options of '{question.text}' must be offered.")
+    if shares is not None and (shares[~mask] > 0).any():
+        raise ConfigError(
+            f"The answer to '{question.text}' has a share on an option that was not offered."
+        )
+    return mask
+
+
+def read_answers(
+    answers: Answers | GroupPreferences, offered: Offered | None = None, group: str | None = None
+) -> GroupPreferences:
+    """Read one group's answers in any of the forms that `Pluralist.fit` takes.
+
+    Raises
+    ------
+    ConfigError, DatasetError
+        For answers that are none, to options that were not offered, or of several groups of which
+        `group` names none.
+    """
+    if isinstance(answers, GroupPreferences):
+        return answers
+    if isinstance(answers, Mapping):
+        return _from_mapping(answers, offered or {})
+    if isinstance(answers, str | Path):
+        return one_group(load_dataset(str(answers)), group)
+    if not isinstance(answers, Sequence):
+        raise ConfigError(
+            f"Answers are {_FORMS}, not {type(answers).__name__}. Of a table give the rows: "
+            "df.to_dict('records') or table.to_pylist()."
+        )
+    return one_group(_from_rows(answers), group) if answers else GroupPreferences(NAMELESS, {})
+
+
+def _from_mapping(answers: Mapping[Key, Sequence[float]], offered: Offered) -> GroupPreferences:
+    found, masks = {}, {}
+    for key, values in answers.items():
+        question = asked(key)
+        shares = _shares(question, values)
+        found[question] = shares / shares.sum()
+        if key in offered:
+            masks[question] = offered_mask(question, offered[key], shares)
+    if unknown := [key for key in offered if key not in answers]:
+        raise ConfigError(f"Options are offered of a question without an answer: {unknown[0]}.")
+    return GroupPreferences(NAMELESS, found, offered=masks)
+
+
+def _shares(question: Question, values: Sequence[float]) -> FloatArray:
+    try:
+        p = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        p = np.zeros(0)
+    fits = p.shape == (len(question.options),) and bool((p >= 0).all())
+    if not fits or not np.isclose(p.sum(), 1, atol=0.01):
+        raise ConfigError(
+            f"The answer to '{question.text}' must be {len(question.options)} "
+            f"probabilities that sum to 1, not {values}."
+        )
+    return p
+
+
+def _from_rows(rows: Iterable[Any]) -> PreferenceDataset:
+    collector = Collector("The answers", "row ", raise_on_bad=True)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"Answers are {_FORMS}; row {number} is {row!r:.80}.")
+        collector.add_all([(number, {"group": NAMELESS, **row})])
+    return collector.dataset("answers")
+
+
+def one_group(dataset: PreferenceDataset, group: str | None) -> GroupPreferences:
+    """Return the group of this name, or the only one there is."""
+    held = dataset.groups
+    name = group or (next(iter(held)) if len(held) == 1 else "")
+    if name not in held:
+        wanted = f"no group '{name}'.{nearest(name, held)}" if name else "several groups."
+        raise ConfigError(f"{dataset.name} holds {wanted} Name one as group: {'; '.join(held)}.")
+    return held[name]

