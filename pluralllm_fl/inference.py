@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pluralllm_fl.answers import (
+from pluralllm_fl.arrays import BoolArray, FloatArray
+from pluralllm_fl.datasets import load_dataset
+from pluralllm_fl.datasets.answers import (
     Answers,
     Asked,
     Offered,
@@ -25,8 +27,6 @@ from pluralllm_fl.answers import (
     one_group,
     read_answers,
 )
-from pluralllm_fl.arrays import BoolArray, FloatArray
-from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.embedding import TextEmbedder
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation.opening import (

@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from pluralllm_fl.answers import asked
+from pluralllm_fl.alignment.matching import nearest_options, spoken, stated_option
 from pluralllm_fl.arrays import FloatArray
+from pluralllm_fl.datasets.answers import asked
 from pluralllm_fl.errors import ConfigError, nearest
 from pluralllm_fl.inference import ConditionedGroup
-from pluralllm_fl.matching import nearest_options, spoken, stated_option
 from pluralllm_fl.preferences import Question
 
 Mode = Literal["likelihood", "deficit", "centred"]
@@ -54,12 +54,12 @@ class PluralisticReward:
         penalty where the policy can write anything.
     nearest : bool, default False
         Read a completion that is none of the options as the option whose embedding is nearest
-        (`matching.nearest_options`).
+        (`alignment.matching.nearest_options`).
 
     Notes
     -----
     A completion is read as an option by its exact text, else by its letter (A, B, …), see
-    `matching.stated_option`. In mode ``centred`` it need not be an option.
+    `alignment.matching.stated_option`. In mode ``centred`` it need not be an option.
     """
 
     groups: Mapping[str, ConditionedGroup]

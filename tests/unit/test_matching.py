@@ -2,8 +2,8 @@
 
 import pytest
 
+from pluralllm_fl.alignment.matching import spoken, stated_option
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.matching import spoken, stated_option
 
 DRINKS = ["Tea", " Coffee", "Milk"]
 
