@@ -152,10 +152,10 @@ class RunConfig:
     def strategy_kwargs(self) -> dict[str, Any]:
         """Keyword arguments in ``strategy-args``."""
         try:
-            kwargs = json.loads(self.strategy_args)
-        except json.JSONDecodeError as error:
+            kwargs = json.loads(self.strategy_args, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
-                f"strategy-args is not JSON ({error}): {self.strategy_args!r}. "
+                f"strategy-args is not JSON ({error}): {self.strategy_args[:200]!r}. "
                 """Write it as '{"proximal_mu": 0.1}'."""
             ) from None
         if not isinstance(kwargs, dict):
@@ -194,6 +194,10 @@ class RunConfig:
         for tracker in split_names(self.trackers):
             _require(tracker in TRACKERS, "trackers", tracker, f"one of {', '.join(TRACKERS)}")
         _ = self.strategy_kwargs
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not a number")
 
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")

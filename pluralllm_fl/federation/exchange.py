@@ -126,6 +126,24 @@ class Exchange:
         )
         self.emit("reply_dropped", round=server_round, phase=phase, group=group, reason=reason)
 
+    def check_scored(self, server_round: int) -> None:
+        """Refuse a final model after an evaluation without a good reply.
+
+        Nodes that are silent say nothing of the model.
+
+        Raises
+        ------
+        FederationError
+            If nodes answered, and none of them could score it.
+        """
+        if self._dropped.keys() - self._absent:
+            raise FederationError(
+                f"No node could score the final model, of round {server_round}. Reasons: "
+                f"{self._reasons}. If it predicts no finite numbers, an update or noise was too "
+                "large: resume with smaller max-update-norm and max-update-ratio, or start "
+                "again with gentler strategy-args."
+            )
+
     def _still_missing(self, messages: list[Message], good: Replies) -> list[Message]:
         """Return the messages without a good reply, once their nodes are online again."""
         done = {id(outcome.message) for outcome, _ in good}

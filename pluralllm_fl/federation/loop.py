@@ -149,13 +149,21 @@ class RoundLoop:
         )
 
     def evaluate(self, server_round: int, *, everyone: bool = False) -> None:
-        """Evaluate the global model on the nodes that the strategy picks and on `_required`."""
+        """Evaluate the global model on the nodes that the strategy picks and on `_required`.
+
+        Raises
+        ------
+        FederationError
+            If the final model is one that no node can score.
+        """
         start = time.monotonic()
         last = server_round in (0, self.config.num_server_rounds) or everyone
         messages = self._evaluation_messages(server_round, everyone=last)
         replies, _ = self._exchange.gather(
             messages, server_round, train=False, attempts=2 if last and server_round else 1
         )
+        if last and server_round and not replies:
+            self._exchange.check_scored(server_round)
         self._score(server_round, replies, self._account(start))
 
     def _rides(self, server_round: int) -> bool:

@@ -143,6 +143,12 @@ def test_values_are_read_like_toml_or_taken_as_text(
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "[" * 10**5])
+def test_arguments_of_a_strategy_are_numbers(value: str) -> None:
+    with pytest.raises(ConfigError, match="strategy-args is not JSON"):
+        gather(None, {}, [f'strategy-args={{"noise_multiplier": {value}}}'])
+
+
 @pytest.mark.parametrize("template", ["{option}||{question}", "{question}||{option}||"])
 def test_a_wrong_embedding_template_is_told(template: str) -> None:
     result = invoke("simulate", *SMALL, "--set", f"embedding-template={template}")
