@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.arrays import Arrays
+from pluralllm_fl.arrays import TOO_LARGE, Arrays
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.devices import release_memory
 from pluralllm_fl.errors import FederationError, PluralLLMError
@@ -235,11 +235,11 @@ class RoundLoop:
         if found.arrays is None or len(found.replies) < needed:
             raise FederationError(
                 f"Round {server_round}: strategy '{self.config.strategy}' produced NaN or infinite "
-                f"values, and fewer than {needed} replies (min-nodes) give finite ones. Try "
-                "gentler strategy-args."
+                f"values, or {TOO_LARGE}, and fewer than {needed} replies (min-nodes) give sound "
+                "ones. Try gentler strategy-args."
             )
         for outcome in found.culprits:
-            reason = "the aggregate with it holds NaN or infinite values"
+            reason = f"the aggregate with it holds NaN or infinite values, or {TOO_LARGE}"
             self._exchange.drop(outcome.node.group, reason, server_round, train=True)
         if found.arrays:
             self.progress.arrays = found.arrays
