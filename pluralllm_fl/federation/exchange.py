@@ -12,7 +12,7 @@ from pluralllm_fl.federation import reply_checks
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
 from pluralllm_fl.federation.outliers import far_from_others
 from pluralllm_fl.federation.roster import Node
-from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.runs.events import Event
 from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, SCORES, TRAIN_KEYS
 from pluralllm_fl.wire.reading import BadReply
 from pluralllm_fl.wire.records import to_arrays

@@ -19,8 +19,8 @@ from pluralllm_fl.federation.aggregation import aggregate
 from pluralllm_fl.federation.callbacks import Callback, Moment
 from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
-from pluralllm_fl.runs.artefacts import Event
 from pluralllm_fl.runs.checkpoint import Progress
+from pluralllm_fl.runs.events import Event
 from pluralllm_fl.strategies import innermost, is_private
 from pluralllm_fl.wire.messages import ARRAYS, METRICS, ORDER, Order, parse_scores
 from pluralllm_fl.wire.records import seeded, to_arrays, to_record

@@ -7,7 +7,7 @@ from flwr.app import MetricRecord, RecordDict
 
 from pluralllm_fl.evaluation.scores import split_blocks
 from pluralllm_fl.federation.roster import Roster
-from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.runs.events import Event
 from pluralllm_fl.wire.messages import METRICS, Scores
 
 

@@ -14,7 +14,8 @@ from safetensors.numpy import save as save_arrays
 
 from pluralllm_fl.arrays import TOO_LARGE, Arrays, sound
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.runs.artefacts import Event, write_directory
+from pluralllm_fl.runs.artefacts import write_directory
+from pluralllm_fl.runs.events import Event
 
 SCHEMA = 1
 KEEP = 2
