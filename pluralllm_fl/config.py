@@ -30,8 +30,12 @@ class Bounds(NamedTuple):
         _require(self.low <= value < self.below, key, value, f"at least {self.low:g}{high}")
 
 
-Count = Annotated[int, Bounds(0)]
-Positive = Annotated[int, Bounds(1)]
+# Upper bounds keep a slip or a changed file from asking for more than any machine has.
+Count = Annotated[int, Bounds(0, 1e9)]
+Positive = Annotated[int, Bounds(1, 1e9)]
+Size = Annotated[int, Bounds(1, 2**16 + 1)]
+Few = Annotated[int, Bounds(1, 1025)]
+Seconds = Annotated[float, Bounds(0, 1e8)]
 Amount = Annotated[float, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 
@@ -50,7 +54,7 @@ class RunConfig:
     validation_fraction: Share
     test_fraction: Share
     synthetic_groups: Count
-    synthetic_questions: Annotated[int, Bounds(2)]
+    synthetic_questions: Annotated[int, Bounds(2, 1e9)]
     synthetic_respondents: Positive
     # -- embedding
     embedding_model: str
@@ -60,13 +64,13 @@ class RunConfig:
     embedding_cache: str
     # -- predictor
     architecture: Literal["transformer", "published"]
-    width: Positive
-    layers: Positive
-    heads: Positive
-    feed_forward: Positive
+    width: Size
+    layers: Few
+    heads: Few
+    feed_forward: Size
     dropout: Share
-    question_features: Annotated[int, Bounds(2)]
-    factors: Positive
+    question_features: Annotated[int, Bounds(2, 2**16 + 1)]
+    factors: Few
     # -- local training
     loss: Literal["alignment", "cross-entropy", "normal-nll"]
     local_steps: Positive
@@ -76,19 +80,19 @@ class RunConfig:
     weight_decay: Amount
     gradient_clip: Amount
     context_min: Count
-    context_max: int
+    context_max: Count
     target_min: Positive
-    target_max: int
+    target_max: Positive
     # -- federation
     strategy: str
     strategy_args: str
-    num_server_rounds: Positive
+    num_server_rounds: Annotated[int, Bounds(1, 10**6 + 1)]
     client_weight: Literal["uniform", "answers"]
     expected_nodes: Count
     min_nodes: Positive
-    join_timeout: Amount
-    round_timeout: Annotated[float, Bounds(1)]
-    round_retries: Count
+    join_timeout: Seconds
+    round_timeout: Annotated[float, Bounds(1, 1e8)]
+    round_retries: Annotated[int, Bounds(0, 1001)]
     max_update_norm: Amount
     max_update_ratio: float
     update_dtype: Literal["float32", "bfloat16"]
@@ -104,7 +108,7 @@ class RunConfig:
     early_stopping_patience: Count
     trackers: str
     device: Literal["auto", "cpu", "cuda"]
-    threads: Positive
+    threads: Few
 
     @classmethod
     def from_run_config(cls, values: Mapping[str, Value]) -> Self:
@@ -138,6 +142,12 @@ class RunConfig:
         """Return the flat kebab-case form, in declaration order."""
         return {k.replace("_", "-"): v for k, v in dataclasses.asdict(self).items()}
 
+    @classmethod
+    def checked(cls, name: str, value: Value) -> Any:
+        """Return one field's value; raises ConfigError for a wrong type or an impossible value."""
+        hint = typing.get_type_hints(cls, include_extras=True)[name]
+        return _coerce(name.replace("_", "-"), value, hint)
+
     @property
     def seen(self) -> tuple[str, ...]:
         """Names in ``seen-groups``."""
@@ -152,10 +162,10 @@ class RunConfig:
     def strategy_kwargs(self) -> dict[str, Any]:
         """Keyword arguments in ``strategy-args``."""
         try:
-            kwargs = json.loads(self.strategy_args)
-        except json.JSONDecodeError as error:
+            kwargs = json.loads(self.strategy_args, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
-                f"strategy-args is not JSON ({error}): {self.strategy_args!r}. "
+                f"strategy-args is not JSON ({error}): {self.strategy_args[:200]!r}. "
                 """Write it as '{"proximal_mu": 0.1}'."""
             ) from None
         if not isinstance(kwargs, dict):
@@ -194,6 +204,10 @@ class RunConfig:
         for tracker in split_names(self.trackers):
             _require(tracker in TRACKERS, "trackers", tracker, f"one of {', '.join(TRACKERS)}")
         _ = self.strategy_kwargs
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not a number")
 
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")
@@ -253,8 +267,8 @@ def _coerce(key: str, value: Value, hint: object) -> Any:
                 f"{nearest(str(value), choices)}"
             )
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and type(value) is int:
+        value = float(value) if abs(value) < 2**63 else math.inf
     if type(value) is not hint:
         wanted: dict[object, str] = {int: "a whole number", float: "a number",
                                      str: "a text in quotes", bool: "true or false"}  # fmt: skip

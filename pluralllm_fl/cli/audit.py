@@ -1,6 +1,5 @@
 """The audit command: what can be read of the training groups' answers."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pluralllm_fl.cli.console import guarded, labelled, messages, output
+from pluralllm_fl.cli.console import guarded, labelled, messages, output, print_json
 from pluralllm_fl.cli.use import AsJson, Run
 from pluralllm_fl.runs.lookup import resolve_run
 
@@ -48,7 +47,7 @@ def audit(
     with _progress() as on_work:
         found = audit_run(folder, rounds=rounds or (), leave_out=leave_one_out, on_work=on_work)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     console = output()
     show_audit(console, found)
@@ -139,7 +138,8 @@ def _show(console: Console, title: str, beside: str, lines: list[Line]) -> None:
         cells = [f"{read[k]:.{n}}{o}" for (k, n), o in zip(FORMS.items(), others, strict=True)]
         above = f"{read['alignment'] - other['alignment']:+.4f}" if other else "–"
         table.add_row(name, cells[0], above, *cells[1:])
-    console.print(table, f"in brackets: {beside}\n", markup=False, highlight=False)
+    console.print(table, f"in brackets: {beside}", markup=False, highlight=False)
+    console.print()
 
 
 @contextmanager

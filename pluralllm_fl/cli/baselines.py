@@ -1,6 +1,5 @@
 """The baselines command: what the predictor is compared with, in one table."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pluralllm_fl.cli.console import guarded, labelled, messages, output
+from pluralllm_fl.cli.console import guarded, labelled, messages, output, print_json
 from pluralllm_fl.cli.settings import Assignments, Dataset, Recipe, Seed, Seen, Unseen, gather
 from pluralllm_fl.cli.use import AsJson
 from pluralllm_fl.config import RunConfig, Value, app_directory
@@ -49,7 +48,7 @@ def baselines(
     config = gather(recipe, named, assignments or [])
     found = compare_all(config, published_beside(config) if published else None)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
     else:
         _show(output(), found)
 

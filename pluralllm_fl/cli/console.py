@@ -1,41 +1,95 @@
-"""Terminal output and the mapping from errors to exit codes."""
+"""Terminal output and the mapping from errors to exit codes.
+
+Names, questions and options come from others. What would move the cursor, colour the terminal or
+turn the reading direction is shown escaped, here and nowhere else.
+"""
 
 import functools
+import json
 import os
+import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
+from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
-from pluralllm_fl.errors import ConfigError, PluralLLMError
+from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError, PluralLLMError
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+# Control characters but tab and newline, line separators, bidi controls, surrogates.
+_HOSTILE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def shown(text: str, *, lines: bool = False) -> str:
+    """Escape what a terminal would obey; newlines too, unless the text has `lines` of ours."""
+    text = _HOSTILE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return text if lines else text.replace("\n", "\\n")
+
+
+class SafeConsole(Console):
+    """A console that shows escaped what a terminal would obey.
+
+    A string and a table's cell are one line each; a `Text` may hold several.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print strings, tables and other renderables."""
+        super().print(*(_one_line(value) for value in objects), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render what strings, cells and renderables of others hold."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else shown(text, lines=True), style, control)
+
+
+def _one_line(value: Any) -> Any:
+    if isinstance(value, Table):
+        for column in value.columns:
+            column._cells = [_one_line(cell) for cell in column._cells]
+            for cell in column._cells:
+                if isinstance(cell, Text):
+                    cell.plain = shown(cell.plain)
+    return shown(value) if isinstance(value, str) else value
+
+
 def output() -> Console:
     """Return the console for results."""
-    return Console()
+    return SafeConsole()
 
 
 def messages() -> Console:
     """Return the console for progress beside machine-readable output, and for errors."""
-    return Console(stderr=True)
+    return SafeConsole(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON and nothing else."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(_HOSTILE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def show_error(error: Exception, *hints: str) -> None:
     """Show an error as one panel, with hints below it."""
     title = "Configuration" if isinstance(error, ConfigError) else "Error"
     console = messages()
-    console.print(Panel(Text(str(error)), title=title, title_align="left", border_style="red"))
+    # Only these hold lines of ours: the end of a log, or what to write into a file.
+    text = shown(str(error), lines=isinstance(error, FederationError | ArtefactError))
+    console.print(Panel(Text(text), title=title, title_align="left", border_style="red"))
     for hint in hints:
         console.print(hint, markup=False, highlight=False, soft_wrap=True)
 
@@ -77,10 +131,8 @@ def _unexpected(error: Exception, *, verbose: bool) -> None:
     ) as file:
         traceback.print_exception(error, file=file)
     summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    messages().print(
-        f"Unexpected error: {summary}\nThe traceback is in {file.name}",
-        style="red", markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    for line in (f"Unexpected error: {summary}", f"The traceback is in {file.name}"):
+        messages().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def labelled(console: Console, label: str, *lines: object) -> None:

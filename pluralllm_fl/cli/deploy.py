@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pluralllm_fl.cli.console import FAILURE, guarded, labelled, output
+from pluralllm_fl.cli.console import FAILURE, guarded, labelled, output, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ def check(
 
     if as_json:
         findings = list(check_node(folder))
-        typer.echo(as_document(findings))
+        print_json(as_document(findings))
     else:
         findings = show(check_node, folder)
     if any(finding.status == "wrong" for finding in findings):

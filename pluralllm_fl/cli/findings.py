@@ -1,16 +1,16 @@
 """What the terminal shows of a check's findings."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from pluralllm_fl.cli.console import output
+from pluralllm_fl.cli.console import output, shown
 from pluralllm_fl.deploy.findings import Finding
 
 _SHOWN = {
@@ -34,25 +34,25 @@ def show(check: Check, folder: Path) -> list[Finding]:
         for finding in check(folder, progress):
             _show(console, finding)
             findings.append(finding)
-    console.print(f"\n{_sum(findings)}", highlight=False)
+    console.print()
+    console.print(_sum(findings), highlight=False)
     return findings
 
 
-def as_document(findings: Sequence[Finding]) -> str:
-    """Return the findings as JSON."""
-    document = {
+def as_document(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the findings as a JSON object."""
+    return {
         "ok": all(finding.status != "wrong" for finding in findings),
         "findings": [asdict(finding) for finding in findings],
     }
-    return json.dumps(document, indent=2, ensure_ascii=False)
 
 
 def _show(console: Console, finding: Finding) -> None:
     label, style = _SHOWN[finding.status]
-    line = Text.assemble((f"{label:<11}", style), f"{finding.step:<13}", finding.message)
+    line = Text.assemble((f"{label:<11}", style), f"{finding.step:<13}", shown(finding.message))
     console.print(line, soft_wrap=True)
     if finding.remedy:
-        console.print(Text(f"{'':<24}-> {finding.remedy}"), soft_wrap=True)
+        console.print(Text(f"{'':<24}-> {shown(finding.remedy)}"), soft_wrap=True)
 
 
 def _sum(findings: Sequence[Finding]) -> str:

@@ -266,7 +266,8 @@ class _Simulation:
         close_run(self.folder, "failed", cause)
         show_error(FederationError(cause), f"Flower's log: {self.log}", *self._resume_hint())
         if self.verbose:
-            messages().print(last_lines(self.log, 200), markup=False, highlight=False)
+            for line in last_lines(self.log, 200).split("\n"):
+                messages().print(line, markup=False, highlight=False)
         raise typer.Exit(FAILURE)
 
     def _interrupted(self) -> None:

@@ -1,12 +1,20 @@
 """Commands on data files and finished runs: check, evaluate, predict, report."""
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pluralllm_fl.cli.console import FAILURE, guarded, labelled, messages, output
+from pluralllm_fl.cli.console import (
+    FAILURE,
+    guarded,
+    labelled,
+    messages,
+    output,
+    print_json,
+    shown,
+)
 from pluralllm_fl.cli.settings import absolute_source
 from pluralllm_fl.cli.tables import show_bars, show_groups, show_standing, show_summary
 from pluralllm_fl.config import split_names
@@ -25,7 +33,16 @@ def check(path: Annotated[Path, typer.Argument(help="Data file.")]) -> None:
     from pluralllm_fl.datasets.check import render
 
     found = check_file(local_path(str(path)))
-    typer.echo(render(found))
+    typer.echo(
+        render(
+            dataclasses.replace(
+                found,
+                path=shown(found.path),
+                groups={shown(group): count for group, count in found.groups.items()},
+                problems=[(line, shown(reason)) for line, reason in found.problems],
+            )
+        )
+    )
     if not found.ok:
         raise typer.Exit(FAILURE)
 
@@ -48,7 +65,7 @@ def evaluate(
         resolve_run(run), absolute_source(dataset), split_names(groups), context_questions, seed
     )
     if as_json:
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        print_json(result)
         return
     sides = {side: result[side] for side in ("seen", "unseen") if result.get(side)}
     console = output()
@@ -88,7 +105,7 @@ def predict(
             "options": option,
             "distribution": [float(p) for p in distribution],
         }
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     console = output()
     console.print(question, markup=False, highlight=False, style="bold")

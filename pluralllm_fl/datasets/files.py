@@ -58,6 +58,8 @@ def open_rows(path: Path) -> RowFile:
         raise DatasetError(f"{path} does not exist. Check the path (now in {Path.cwd()}).")
     if path.is_dir():
         raise DatasetError(f"{path} is a folder. Name one file in it ({', '.join(FORMATS)}).")
+    if not path.is_file():
+        raise DatasetError(f"{path} is a pipe or a device, not a file. Write its rows to a file.")
     if kind is None:
         raise DatasetError(f"{path} has no known ending. Rename it: {', '.join(FORMATS)}.")
     try:

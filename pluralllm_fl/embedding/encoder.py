@@ -165,6 +165,8 @@ def _load(files: ModelFiles) -> tuple[Any, torch.nn.Module]:
     if files.gguf:
         require_gguf(files.name)
         options["gguf_file"] = files.weights[0]
+    else:  # never what `find_model` did not find
+        options["use_safetensors"] = files.weights[0].endswith(".safetensors")
     with _explained(files.name), _quiet(files.gguf):
         tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, **options)
         model, report = transformers.AutoModel.from_pretrained(

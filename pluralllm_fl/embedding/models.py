@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ _SETTINGS = (
     "added_tokens.json",
     "sentence_bert_config.json",
 )
-_WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model*.bin")
+_SAFE = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+ALLOW_PICKLED = "PLURALLM_ALLOW_PICKLED_WEIGHTS"
 # Position ids of these start behind the padding id, so that fewer tokens fit.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text")
 _NO_LIMIT = 1_000_000
@@ -134,8 +137,9 @@ def _from_folder(name: str, folder: Path, weights_sha256: str | None) -> ModelFi
     weights = _weights(folder)
     if not weights:
         raise EmbeddingError(
-            f"{folder} holds no weights ({', '.join(_WEIGHTS)}), or not all parts of them. "
-            "Download or export the model again, or set embedding-model to another one."
+            f"{folder} holds no weights (model.safetensors), or not all parts of them. "
+            f"{_no_pickle()}Download or export the model again, or set embedding-model to "
+            "another one."
         )
     tokenizer = ["tokenizer.json"]
     if not (folder / tokenizer[0]).is_file():
@@ -146,16 +150,30 @@ def _from_folder(name: str, folder: Path, weights_sha256: str | None) -> ModelFi
 
 def _weights(folder: Path) -> tuple[str, ...]:
     """Names of the weights that transformers would read; none if a part is missing."""
-    for whole, index in (
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ):
+    for whole, index in (_SAFE, _PICKLED) if pickled_allowed() else (_SAFE,):
         if (folder / whole).is_file():
             return (whole,)
         if (folder / index).is_file():
             parts = sorted(set(_read_json(folder / index).get("weight_map", {}).values()))
-            return tuple(parts) if all((folder / part).is_file() for part in parts) else ()
+            known = re.compile(r"[\w.-]+" + re.escape(Path(whole).suffix))
+            whole_set = all(known.fullmatch(p) and (folder / p).is_file() for p in parts)
+            return tuple(parts) if whole_set else ()
     return ()
+
+
+def pickled_allowed() -> bool:
+    """Whether the user trusts weights in a format that can run programs when it is read."""
+    return os.environ.get(ALLOW_PICKLED, "") not in ("", "0")
+
+
+def _no_pickle() -> str:
+    if pickled_allowed():
+        return ""
+    return (
+        "pytorch_model.bin is not read: that format can run programs. Convert it where that does "
+        "no harm (AutoModel.from_pretrained(…).save_pretrained(…) of transformers writes "
+        f"safetensors), or set {ALLOW_PICKLED}=1 if you trust its author. "
+    )
 
 
 def _from_hub(repository: str) -> Path:
@@ -165,7 +183,7 @@ def _from_hub(repository: str) -> Path:
 
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
-        if _weights(folder):
+        if _weights(folder) or any(folder.glob("pytorch_model*.bin")):
             return folder
     except LocalEntryNotFoundError:
         pass
@@ -174,7 +192,7 @@ def _from_hub(repository: str) -> Path:
     wanted = ["*.json", *_TOKENIZERS, "model*.safetensors"]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*/*"]))
-        if not _weights(folder):
+        if pickled_allowed() and not _weights(folder):
             wanted = ["pytorch_model*.bin"]
             snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*/*"])
     except Exception as error:  # network, permission and disk errors of several libraries

@@ -1,4 +1,4 @@
-"""Aggregation that ends finite: a reply that spoils the aggregate is found and left out."""
+"""Aggregation that ends sound: a reply that spoils the aggregate is found and left out."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.arrays import Arrays
+from pluralllm_fl.arrays import Arrays, sound
 from pluralllm_fl.federation.exchange import Replies
 from pluralllm_fl.federation.grid import Outcome
 from pluralllm_fl.strategies import state as strategy_state
@@ -18,7 +18,7 @@ MOST_SUSPECTS = 16
 
 
 class Aggregate(NamedTuple):
-    """What came of a round: arrays (None: never finite; empty: the strategy made none)."""
+    """What came of a round: arrays (None: never sound; empty: the strategy made none)."""
 
     arrays: Arrays | None
     replies: Replies
@@ -28,7 +28,7 @@ class Aggregate(NamedTuple):
 def aggregate(
     attempt: Callable[[Replies], Arrays], strategy: Strategy, replies: Replies
 ) -> Aggregate:
-    """Aggregate all replies, or if that is not finite, those that give a finite aggregate.
+    """Aggregate all replies, or if that is not sound (`arrays.sound`), those whose aggregate is.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def aggregate(
     def tried(some: Replies) -> Arrays | None:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             result = attempt([(outcome, _copy(content)) for outcome, content in some])
-        if all(np.isfinite(value).all() for value in result.values()):
+        if all(map(sound, result.values())):
             return result
         strategy_state.restore(strategy, tree, arrays)
         return None

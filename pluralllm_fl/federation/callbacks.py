@@ -10,8 +10,9 @@ from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.federation import results
 from pluralllm_fl.federation.roster import Roster
 from pluralllm_fl.runs import checkpoint
-from pluralllm_fl.runs.artefacts import Event, RunDirectory
+from pluralllm_fl.runs.artefacts import RunDirectory
 from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
+from pluralllm_fl.runs.events import Event
 from pluralllm_fl.strategies import state as strategy_state
 
 logger = logging.getLogger("flwr.pluralllm_fl")

@@ -12,7 +12,7 @@ from pluralllm_fl.federation import reply_checks
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
 from pluralllm_fl.federation.outliers import far_from_others
 from pluralllm_fl.federation.roster import Node
-from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.runs.events import Event
 from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, SCORES, TRAIN_KEYS
 from pluralllm_fl.wire.reading import BadReply
 from pluralllm_fl.wire.records import to_arrays
@@ -125,6 +125,24 @@ class Exchange:
             "Round %d: dropped the %s reply of '%s': %s", server_round, phase, group, reason
         )
         self.emit("reply_dropped", round=server_round, phase=phase, group=group, reason=reason)
+
+    def check_scored(self, server_round: int) -> None:
+        """Refuse a final model after an evaluation without a good reply.
+
+        Nodes that are silent say nothing of the model.
+
+        Raises
+        ------
+        FederationError
+            If nodes answered, and none of them could score it.
+        """
+        if self._dropped.keys() - self._absent:
+            raise FederationError(
+                f"No node could score the final model, of round {server_round}. Reasons: "
+                f"{self._reasons}. If it predicts no finite numbers, an update or noise was too "
+                "large: resume with smaller max-update-norm and max-update-ratio, or start "
+                "again with gentler strategy-args."
+            )
 
     def _still_missing(self, messages: list[Message], good: Replies) -> list[Message]:
         """Return the messages without a good reply, once their nodes are online again."""

@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.arrays import Arrays
+from pluralllm_fl.arrays import TOO_LARGE, Arrays
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.devices import release_memory
 from pluralllm_fl.errors import FederationError, PluralLLMError
@@ -19,8 +19,8 @@ from pluralllm_fl.federation.aggregation import aggregate
 from pluralllm_fl.federation.callbacks import Callback, Moment
 from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
-from pluralllm_fl.runs.artefacts import Event
 from pluralllm_fl.runs.checkpoint import Progress
+from pluralllm_fl.runs.events import Event
 from pluralllm_fl.strategies import innermost, is_private
 from pluralllm_fl.wire.messages import ARRAYS, METRICS, ORDER, Order, parse_scores
 from pluralllm_fl.wire.records import seeded, to_arrays, to_record
@@ -149,13 +149,21 @@ class RoundLoop:
         )
 
     def evaluate(self, server_round: int, *, everyone: bool = False) -> None:
-        """Evaluate the global model on the nodes that the strategy picks and on `_required`."""
+        """Evaluate the global model on the nodes that the strategy picks and on `_required`.
+
+        Raises
+        ------
+        FederationError
+            If the final model is one that no node can score.
+        """
         start = time.monotonic()
         last = server_round in (0, self.config.num_server_rounds) or everyone
         messages = self._evaluation_messages(server_round, everyone=last)
         replies, _ = self._exchange.gather(
             messages, server_round, train=False, attempts=2 if last and server_round else 1
         )
+        if last and server_round and not replies:
+            self._exchange.check_scored(server_round)
         self._score(server_round, replies, self._account(start))
 
     def _rides(self, server_round: int) -> bool:
@@ -227,11 +235,11 @@ class RoundLoop:
         if found.arrays is None or len(found.replies) < needed:
             raise FederationError(
                 f"Round {server_round}: strategy '{self.config.strategy}' produced NaN or infinite "
-                f"values, and fewer than {needed} replies (min-nodes) give finite ones. Try "
-                "gentler strategy-args."
+                f"values, or {TOO_LARGE}, and fewer than {needed} replies (min-nodes) give sound "
+                "ones. Try gentler strategy-args."
             )
         for outcome in found.culprits:
-            reason = "the aggregate with it holds NaN or infinite values"
+            reason = f"the aggregate with it holds NaN or infinite values, or {TOO_LARGE}"
             self._exchange.drop(outcome.node.group, reason, server_round, train=True)
         if found.arrays:
             self.progress.arrays = found.arrays

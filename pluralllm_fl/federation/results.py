@@ -7,7 +7,7 @@ from flwr.app import MetricRecord, RecordDict
 
 from pluralllm_fl.evaluation.scores import split_blocks
 from pluralllm_fl.federation.roster import Roster
-from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.runs.events import Event
 from pluralllm_fl.wire.messages import METRICS, Scores
 
 
@@ -45,7 +45,18 @@ def evaluation(scores: Mapping[str, Scores], roster: Roster) -> Event:
 
 
 def warnings(first: Event | None, last: Event | None) -> list[str]:
-    """Return sentences on what is wrong with a finished run; empty: nothing.
+    """Return sentences on what is wrong with a finished run; empty: nothing."""
+    lost = [
+        side for side in ("seen", "unseen") if first and last and first[side] and not last[side]
+    ]
+    unscored = [
+        f"No {side} group scored the final model: the log names the reasons." for side in lost
+    ]
+    return unscored + _not_learned(first, last)
+
+
+def _not_learned(first: Event | None, last: Event | None) -> list[str]:
+    """Return a sentence if the final model is not above the initial one.
 
     Parameters
     ----------

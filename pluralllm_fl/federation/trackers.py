@@ -9,7 +9,7 @@ from typing import Any
 from pluralllm_fl.config import RunConfig, split_names
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.federation.callbacks import Callback, Moment
-from pluralllm_fl.runs.artefacts import Event
+from pluralllm_fl.runs.events import Event
 
 
 def build(folder: Path, config: RunConfig) -> list[Callback]:

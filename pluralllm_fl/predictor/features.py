@@ -31,7 +31,6 @@ def centred(flat: Tensor, batch: QuestionBatch) -> Tensor:
     return flat - question_mean(flat, batch)[batch.question]
 
 
-@lru_cache(maxsize=2)
 def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
     """Draw frequencies of a Gaussian kernel, orthogonal in blocks (arXiv 1610.09072).
 
@@ -40,6 +39,13 @@ def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
     Tensor, shape (number, dimension)
         Always the same; rows have the lengths of standard normal vectors.
     """
+    if torch.get_default_device().type == "meta":  # only the shape is asked for
+        return torch.empty(number, dimension)
+    return _drawn(number, dimension)
+
+
+@lru_cache(maxsize=2)
+def _drawn(number: int, dimension: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     blocks = []
     for _ in range(math.ceil(number / dimension)):

@@ -5,17 +5,18 @@ as a set, and score every target of a group in one pass.
 """
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pluralllm_fl.arrays import TOO_LARGE, sound
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.predictor.episodes import QuestionBatch
 from pluralllm_fl.predictor.networks import Network, PredictorConfig
 from pluralllm_fl.predictor.published import PublishedNetwork
@@ -96,21 +97,26 @@ class PreferencePredictor(nn.Module):
             if not (path / name).is_file():
                 raise ArtefactError(f"No model in {path}: {name} is missing.")
         try:
-            values: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
-            # Not by default: a model of an earlier version would be read as one of this.
-            if lacking := [f.name for f in fields(PredictorConfig) if f.name not in values]:
-                raise ValueError(
-                    f"{', '.join(lacking)} missing, as in models of an earlier version: train "
-                    "again, or use the version that wrote it"
-                )
-            predictor = cls(PredictorConfig(**values))
-        except (ValueError, TypeError, KeyError) as error:
+            values = json.loads((path / "config.json").read_text("utf-8"))
+            config = PredictorConfig.from_stored(values)
+            if config.architecture not in [*NETWORKS]:
+                known = ", ".join(NETWORKS)
+                raise ValueError(f"architecture is {config.architecture!r}, none of {known}"[:200])
+        except (ValueError, RecursionError, ConfigError) as error:
             raise ArtefactError(
-                f"{path / 'config.json'} is not a predictor config: {error}."
+                f"{path / 'config.json'} is not a predictor config: {str(error).rstrip('.')}."
             ) from None
         try:
-            predictor.load_state_dict(load_file(path / "model.safetensors"))
-        except (SafetensorError, RuntimeError, OSError) as error:
+            weights = load_file(path / "model.safetensors")
+            with torch.device("meta"):  # takes no memory, whatever sizes config.json asks for
+                expected = {name: x.shape for name, x in cls(config).state_dict().items()}
+            if {name: x.shape for name, x in weights.items()} != expected:
+                raise RuntimeError("its arrays have other names or shapes")
+            if not all(sound(x.numpy()) for x in weights.values()):
+                raise RuntimeError(f"it holds NaN or {TOO_LARGE}")
+            predictor = cls(config)
+            predictor.load_state_dict(weights)
+        except (SafetensorError, RuntimeError, OSError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtefactError(
                 f"{path / 'model.safetensors'} is damaged or of another model than its "

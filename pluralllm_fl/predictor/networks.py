@@ -4,13 +4,15 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from torch import Tensor, nn
 
 from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
+
+LARGEST_ROW = 2**17  # of an embedding: two vectors of the language model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,37 @@ class PredictorConfig:
             embedding_fingerprint=embedding_fingerprint,
             **{name: getattr(config, name) for name in shared},
         )
+
+    @classmethod
+    def from_stored(cls, values: Any) -> Self:
+        """Build from what config.json holds.
+
+        Raises
+        ------
+        ValueError, ConfigError
+            For anything but every field with a possible value.
+        """
+        if not isinstance(values, dict):
+            raise ValueError("it does not hold a JSON object")
+        known = [f.name for f in fields(cls)]
+        # Not by default: a model of an earlier version would be read as one of this.
+        if lacking := [name for name in known if name not in values]:
+            raise ValueError(
+                f"{', '.join(lacking)} missing, as in models of an earlier version: train "
+                "again, or use the version that wrote it"
+            )
+        if unknown := [name for name in values if name not in known]:
+            raise ValueError(f"{unknown[0][:80]!r} is not known")
+        for name in {f.name for f in fields(RunConfig)} & {*known} - {"architecture"}:
+            RunConfig.checked(name, values[name])
+        row, parts = values["embedding_dim"], len(embedding_parts(values["embedding_template"]))
+        if type(row) is not int or not 1 <= row <= LARGEST_ROW or row % parts:
+            raise ValueError(f"embedding_dim = {row!r} is not possible"[:120])
+        if not isinstance(values["embedding_fingerprint"], str):
+            raise ValueError("embedding_fingerprint is not a text")
+        if values["width"] % values["heads"] or values["question_features"] % 2:
+            raise ValueError("width is not a multiple of heads, or question_features is odd")
+        return cls(**values)
 
     @property
     def dimension(self) -> int:

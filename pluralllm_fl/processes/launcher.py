@@ -7,7 +7,6 @@ SuperLink or Ray cluster on the machine is touched. A cluster that the user name
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -32,13 +31,12 @@ from pluralllm_fl.errors import FederationError
 from pluralllm_fl.formats import toml
 from pluralllm_fl.processes import watchdog
 from pluralllm_fl.processes.flower import FlowerConnection, flower_scripts, stage_app
+from pluralllm_fl.processes.ray_cluster import existing_cluster, ray_environment, reach_cluster
 
 START_SECONDS = 60.0
-REACH_SECONDS = 10.0
 CLOSE_SECONDS = 30.0
 TICK_SECONDS = 0.2
 _CONNECTION = "private"
-_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +65,8 @@ class PrivateSuperLink:
         self._threads = threads
 
     def __enter__(self) -> Self:
-        if _existing_cluster():
-            _reach_cluster(os.environ["RAY_ADDRESS"])
+        if existing_cluster():
+            reach_cluster()
         scripts = flower_scripts()
         self._flwr = str(Path(scripts) / "flwr")
         self._folder = Path(tempfile.mkdtemp(prefix="plfl-", dir=_short_temporary_folder()))
@@ -155,7 +153,7 @@ class PrivateSuperLink:
             while process.poll() is None:
                 if self._watchdog.poll() is not None:
                     raise self._ended()
-                if tick() and not _existing_cluster():  # a cluster of others is left in order
+                if tick() and not existing_cluster():  # a cluster of others is left in order
                     return Outcome("completed", "")
                 time.sleep(TICK_SECONDS)
             outcome = self._outcome(log)
@@ -234,7 +232,7 @@ class PrivateSuperLink:
         )
 
     def _resources(self, supernodes: int, gpus: float) -> str:
-        if _existing_cluster():  # it has cores of its own, of which this machine knows nothing
+        if existing_cluster():  # it has cores of its own, of which this machine knows nothing
             cores = f"client-resources-num-cpus={self._threads}"
         else:
             cpus = available_cpus()
@@ -299,10 +297,6 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if _existing_cluster():
-        ray = {_RAY_JOB: _ray_job(folder / "app", numerics)}
-    else:
-        ray = {"RAY_TMPDIR": str(folder)}
     return {
         **inherited,
         "PATH": os.pathsep.join([scripts, inherited.get("PATH", os.defpath)]),
@@ -312,48 +306,13 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        **ray,
+        **ray_environment(folder, numerics),
         "RAY_USAGE_STATS_ENABLED": "0",
         "NO_PROXY": ",".join(filter(None, [inherited.get("NO_PROXY", ""), local])),
         "no_proxy": ",".join(filter(None, [inherited.get("no_proxy", ""), local])),
         **numerics,
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _existing_cluster() -> bool:
-    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
-
-
-def _reach_cluster(address: str) -> None:
-    """Fail at once where Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if address == "auto":  # Ray looks for a cluster on this machine
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise FederationError(
-            f"RAY_ADDRESS = {address}: no Ray cluster answers there ({error}). Give host:port of "
-            "a running one, from one of its machines (`ray start --head` starts one), or unset it."
-        ) from None
-
-
-def _ray_job(app: Path, numerics: dict[str, str]) -> str:
-    """Return the settings that Ray adds to the run's: workers elsewhere inherit nothing from us.
-
-    They get the ClientApp and this package, so that every machine runs the same code. A Ray job
-    that runs us has settings of its own.
-    """
-    job = json.loads(os.environ.get(_RAY_JOB, "{}"))
-    given = job.get("runtime_env") or {}
-    code = [str(app / "client_app.py"), str(Path(__file__).resolve().parents[1])]
-    job["runtime_env"] = {
-        **given,
-        "py_modules": [*given.get("py_modules", []), *code],
-        "env_vars": {**given.get("env_vars", {}), **numerics},
-    }
-    return json.dumps(job)
 
 
 def _free_port() -> int:

@@ -15,8 +15,10 @@ from filelock import FileLock, Timeout
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
+from pluralllm_fl.runs import events
+from pluralllm_fl.runs.events import Event
+from pluralllm_fl.runs.lookup import read_json
 
-Event = dict[str, Any]
 _OUTCOMES = ("round", "evaluation", "checkpoint", "early_stopped")
 _LOCK = ".lock"
 # A supervisor that looks whether a run goes on takes its lock for an instant.
@@ -70,12 +72,9 @@ class RunDirectory:
             If there is no readable run.
         """
         directory = cls(path)
-        try:
-            directory.run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ArtefactError(f"{path} holds no run (run.json is missing).") from None
-        except (OSError, ValueError) as error:
-            raise ArtefactError(f"{path / 'run.json'} cannot be read: {error}.") from None
+        if not (path / "run.json").exists():
+            raise ArtefactError(f"{path} holds no run (run.json is missing).")
+        directory.run = read_json(path / "run.json")
         return directory
 
     @contextlib.contextmanager
@@ -124,11 +123,9 @@ class RunDirectory:
 
     def evaluation(self, server_round: int) -> Event | None:
         """Return the first evaluation of a round in the event log; None if there was none."""
-        with self.metrics.open("rb") as file:
-            for line in file:
-                event: Event = json.loads(line)
-                if (event["event"], event.get("round")) == ("evaluation", server_round):
-                    return event
+        for _, event in events.read(self.metrics):
+            if (event["event"], event.get("round")) == ("evaluation", server_round):
+                return event
         return None
 
     def rewind_events(self, last_round: int) -> None:
@@ -142,11 +139,7 @@ class RunDirectory:
             return
         kept: list[bytes] = []
         saved = False
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                break
+        for line, event in events.read(self.metrics):
             kind, number = event["event"], event.get("round", 0)
             again = (kind in _OUTCOMES and number > last_round) or (
                 saved and (kind, number) == ("evaluation", last_round)
@@ -226,6 +219,7 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         fill(temporary)
         for file in temporary.iterdir():
+            file.chmod(0o600)  # weights hold a part of each group's answers
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         _sync(temporary)

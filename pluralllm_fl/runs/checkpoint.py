@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from pluralllm_fl.arrays import Arrays
+from pluralllm_fl.arrays import TOO_LARGE, Arrays, sound
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.runs.artefacts import Event, write_directory
+from pluralllm_fl.runs.artefacts import write_directory
+from pluralllm_fl.runs.events import Event
 
 SCHEMA = 1
 KEEP = 2
+_FILES = ("arrays.safetensors", "strategy.safetensors", "best.safetensors")
 
 
 @dataclass(slots=True)
@@ -102,19 +105,29 @@ def read(path: Path) -> Checkpoint:
         If a file is missing, truncated or changed.
     """
     try:
-        body = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if body.get("schema") != SCHEMA:
-            raise _damaged(path, f"schema {body.get('schema')} is not {SCHEMA}")
-        if body.pop("sha256", None) != _digest(body):
-            raise _damaged(path, "state.json was changed")
-        arrays = {}
-        for name, digest in body["files"].items():
-            data = (path / name).read_bytes()
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise _damaged(path, f"{name} is truncated or was changed")
-            arrays[name] = load_arrays(data)
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise _damaged(path, str(error)) from None
+        return _read(path)
+    except (
+        OSError, LookupError, AttributeError, TypeError, ValueError, RecursionError,
+        SafetensorError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200]
+        raise ArtefactError(
+            f"Checkpoint {path} is damaged: {reason}. Delete that folder to resume from the one "
+            "before."
+        ) from None
+
+
+def _read(path: Path) -> Checkpoint:
+    body = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        raise ValueError(f"state.json is not of schema {SCHEMA}")
+    if body.pop("sha256", None) != _digest(body):
+        raise ValueError("state.json was changed")
+    arrays = {name: _read_arrays(path, name, digest) for name, digest in body["files"].items()}
+    kinds = {"round": int, "seconds": float, "bytes_up": int, "bytes_down": int,
+             "aggregated_rounds": int, "strategy": dict, "early_stopping": dict}  # fmt: skip
+    if wrong := [key for key, kind in kinds.items() if not isinstance(body[key], kind)]:
+        raise ValueError(f"state.json holds no possible {wrong[0]}")
     names = body["array_names"]
     model = arrays["arrays.safetensors"]
     best = arrays.get("best.safetensors", {})
@@ -136,6 +149,18 @@ def read(path: Path) -> Checkpoint:
     )
 
 
+def _read_arrays(path: Path, name: str, digest: str) -> Arrays:
+    if name not in _FILES:
+        raise ValueError(f"{name} is none of its files")
+    data = (path / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"{name} is truncated or was changed")
+    arrays: Arrays = load_arrays(data)
+    if name != "strategy.safetensors" and not all(map(sound, arrays.values())):
+        raise ValueError(f"{name} holds NaN or {TOO_LARGE}")
+    return arrays
+
+
 def _listed(folder: Path) -> list[Path]:
     folders = (path for path in folder.glob("round-*") if re.fullmatch(r"round-\d+", path.name))
     return sorted(folders, key=lambda path: int(path.name.removeprefix("round-")))
@@ -143,9 +168,3 @@ def _listed(folder: Path) -> list[Path]:
 
 def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _damaged(path: Path, reason: str) -> ArtefactError:
-    return ArtefactError(
-        f"Checkpoint {path} is damaged: {reason}. Delete that folder to resume from the one before."
-    )

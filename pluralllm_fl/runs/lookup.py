@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pluralllm_fl.errors import ArtefactError, nearest
+from pluralllm_fl.runs import events
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -17,10 +18,12 @@ def read_json(path: Path) -> dict[str, Any]:
         If it is missing or damaged.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise ArtefactError(f"{path} is not a file.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtefactError(f"{path} is missing.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise ArtefactError(f"{path} does not hold a JSON object.")
@@ -91,12 +94,7 @@ def close_run(run: Path, status: Literal["failed", "interrupted"], error: str | 
 def _completed_rounds(metrics: Path) -> int:
     """Return the last round with a checkpoint: where a resumed run goes on."""
     completed = 0
-    if metrics.is_file():
-        for line in metrics.read_bytes().splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                break
-            if event["event"] == "checkpoint":
-                completed = event["round"]
+    for _, event in events.read(metrics):
+        if event["event"] == "checkpoint":
+            completed = event.get("round", 0)
     return completed

@@ -1,9 +1,7 @@
 """Live progress of a run, read from its metrics.jsonl."""
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -11,8 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from pluralllm_fl.formats import duration
-
-Event = dict[str, Any]
+from pluralllm_fl.runs.events import Event, parse
 
 
 class EventTail:
@@ -45,7 +42,7 @@ class EventTail:
             return []
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        events = [json.loads(line) for line in complete.splitlines()]
+        events = [parse(line, f"A line of {self._path}") for line in complete.splitlines()]
         return [event for event in events if event.get("time", 0.0) >= self._since]
 
 

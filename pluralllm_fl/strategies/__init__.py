@@ -152,6 +152,8 @@ def _arguments(
 
 
 def _check_type(key: str, value: object, default: object) -> None:
+    if key == "num_sampled_clients":  # has no default in some wrappers
+        default = 1
     whole = isinstance(default, int) and key.startswith(("min_", "num_"))
     kinds: list[tuple[type, type | tuple[type, ...], str]] = [
         (bool, bool, "true or false"),

@@ -1,6 +1,8 @@
 """The private SuperLink with a tiny real Flower app: how runs end, and what they leave."""
 
+import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pluralllm_fl.errors import FederationError
@@ -153,6 +156,53 @@ def test_run_completes_alone_and_leaves_nothing(
     assert started(mark) == []
     assert not Path(found["home"]).exists()
     assert foreign_superlink == []
+
+
+FOREIGN = """
+import sys, ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print("ran", ray.get(ray.remote(lambda: 1).remote()))
+"""
+
+
+def listening(mark: str) -> dict[str, set[tuple[str, int]]]:
+    """Return name -> (address, port) on which processes with the mark listen."""
+    found: dict[str, set[tuple[str, int]]] = {}
+    for entry in started(mark):
+        number, name = entry.split(" ", 1)
+        with contextlib.suppress(psutil.Error):
+            for one in psutil.Process(int(number)).net_connections("tcp"):
+                if one.status == psutil.CONN_LISTEN:
+                    found.setdefault(name, set()).add((one.laddr.ip, one.laddr.port))
+    return found
+
+
+def test_a_foreign_process_cannot_use_the_ray_of_a_run(
+    app: Path, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(app.parent)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert until((tmp_path / "marker").exists, 90)
+        listeners = listening(mark)
+        [(_, port)] = listeners["gcs_server"]
+        addresses = {address for places in listeners.values() for address, _ in places}
+        assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listeners
+        monkeypatch.delenv("PLURALLM_TEST_MARK")
+        foreign = subprocess.run(
+            [sys.executable, "-c", FOREIGN, f"127.0.0.1:{port}"],
+            capture_output=True, text=True, timeout=90,
+            env={**os.environ, "HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+        )  # fmt: skip
+    finally:
+        parent.kill()
+        parent.communicate(timeout=30)
+    assert foreign.returncode != 0
+    assert "ran" not in foreign.stdout
+    assert "token" in foreign.stderr.lower(), foreign.stderr
+    assert until(lambda: not started(mark), 15), started(mark)
 
 
 def test_crashed_server_is_a_failed_run(app: Path, tmp_path: Path, mark: str) -> None:

@@ -1,12 +1,16 @@
 """The command line: precedence, messages and exit codes, without starting a federation."""
 
+import inspect
 import json
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -15,7 +19,7 @@ from pluralllm_fl.cli import app
 from pluralllm_fl.cli.console import guarded
 from pluralllm_fl.cli.settings import gather, gather_resumed
 from pluralllm_fl.cli.simulate import _Simulation
-from pluralllm_fl.config import default_run_config
+from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.runs.artefacts import RunDirectory
 
@@ -141,6 +145,56 @@ def test_values_are_read_like_toml_or_taken_as_text(
     found = gather(None, {}, [assignment]).to_run_config()[key]
     assert found == value
     assert type(found) is type(value)
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[list[str], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+        else:
+            yield [*path, name], command
+
+
+def test_help_explains_every_argument() -> None:
+    """Click 8.5 hides the help of arguments that typer 0.20 declares."""
+    root = typer.main.get_command(app)
+    assert isinstance(root, click.Group)
+    explained = 0
+    for path, command in commands(root):
+        shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", invoke(*path, "--help").output).split())
+        for parameter in command.params:
+            if isinstance(parameter, click.Argument):
+                name = str(parameter.metavar or parameter.name)
+                assert name.lower() in shown.lower(), path
+        function = inspect.unwrap(command.callback) if command.callback else None
+        for annotation in inspect.get_annotations(function, eval_str=True).values():
+            for about in getattr(annotation, "__metadata__", ()):
+                if isinstance(about, typer.models.ArgumentInfo):
+                    assert about.help, path
+                    assert about.help in shown, path
+                    explained += 1
+    assert explained >= 8
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "num-server-rounds", "layers", "heads", "width", "feed-forward", "question-features",
+        "factors", "local-steps", "synthetic-groups", "synthetic-questions", "expected-nodes",
+        "context-max", "target-max", "threads", "join-timeout", "round-timeout", "round-retries",
+        "evaluate-every", "seed", "learning-rate",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [10**23, 10**400], ids=["1e23", "1e400"])
+def test_numbers_that_no_run_can_have_are_refused(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{key} = "):
+        RunConfig.default({key: value})
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "[" * 10**5])
+def test_arguments_of_a_strategy_are_numbers(value: str) -> None:
+    with pytest.raises(ConfigError, match="strategy-args is not JSON"):
+        gather(None, {}, [f'strategy-args={{"noise_multiplier": {value}}}'])
 
 
 @pytest.mark.parametrize("template", ["{option}||{question}", "{question}||{option}||"])

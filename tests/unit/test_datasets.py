@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pluralllm_fl.datasets import load_dataset
+from pluralllm_fl.datasets.files import open_rows
 from pluralllm_fl.datasets.globalopinionqa import SEEN, UNSEEN
 from pluralllm_fl.errors import DatasetError
 from pluralllm_fl.preferences import PreferenceDataset
@@ -447,3 +449,11 @@ def test_real_opinion_qa(shared_data: Path) -> None:
     dataset = load_dataset(str(shared_data / "opinion_qa" / "atp_w41.jsonl"))
     assert (len(dataset.groups), len(dataset.questions)) == (55, 90)
     assert sum(map(len, dataset.groups.values())) == 4920
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "txt"])
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"answers.{ending}"
+    os.mkfifo(path)
+    with pytest.raises(DatasetError, match="is a pipe or a device, not a file"):
+        open_rows(path)

@@ -1,6 +1,7 @@
 """deploy init, add and renew: what is written, how it is protected, and that others accept it."""
 
 import datetime
+import fnmatch
 import ipaddress
 import os
 import re
@@ -360,6 +361,26 @@ def test_a_key_that_others_may_read_is_refused(node: Path) -> None:
     answer = start(node)
     assert answer.returncode == 1
     assert "chmod 600 node.key" in answer.stderr
+
+
+def test_a_missing_key_is_named_as_missing(node: Path) -> None:
+    write_node(node, "A")
+    (node / "node.key").unlink()
+    answer = start(node)
+    assert answer.returncode == 1
+    assert f"There is no {node}/node.key" in answer.stderr
+    assert "Others may read" not in answer.stderr
+
+
+def test_nothing_private_goes_to_the_docker_daemon() -> None:
+    root = Path(__file__).resolve().parents[2]
+    ignored = (root / ".dockerignore").read_text().splitlines()
+    assert {".git", "runs/", "**/__pycache__/"} <= {*ignored}
+    kept = [line for line in (root / ".gitignore").read_text().splitlines() if line]
+    patterns = {line.strip("/").removeprefix("**/") for line in ignored}
+    for line in kept:  # what git leaves out, docker does too
+        name = line.strip("/")
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
 
 
 def test_a_missing_environment_is_named(node: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import itertools
+import json
 import logging
 import multiprocessing
 import os
@@ -531,6 +532,58 @@ def test_damaged_models(causal: Path, tmp_path: Path) -> None:
     )
     assert "config.json" in refused("config", lambda f: (f / "config.json").write_text("{"))
     assert "would be random" in refused("tensor", drop_tensor)
+
+
+def pickled(causal: Path, folder: Path, *, parts: bool = False) -> Path:
+    """Copy a model with its weights in torch's format."""
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(causal, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    name = "pytorch_model-00001-of-00001.bin" if parts else "pytorch_model.bin"
+    torch.save(tensors, folder / name)
+    if parts:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_pickled_weights_are_read_only_if_the_user_asks(
+    causal: Path, tmp_path: Path, parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pickled(causal, tmp_path / "model", parts=parts)
+    embedder = TextEmbedder(str(folder), cache_dir=tmp_path / "cache")
+    with pytest.raises(EmbeddingError, match=r"can run programs.*safetensors.*PICKLED_WEIGHTS=1"):
+        embedder.embed(QUESTIONS)
+    monkeypatch.setenv("PLURALLM_ALLOW_PICKLED_WEIGHTS", "1")
+    asked = TextEmbedder(str(folder), cache_dir=tmp_path / "cache").embed(QUESTIONS)
+    whole = TextEmbedder(str(causal), cache_dir=tmp_path / "cache").embed(QUESTIONS)
+    np.testing.assert_array_equal(asked.vectors, whole.vectors)
+
+
+@pytest.mark.parametrize("part", ["pytorch_model.bin", "../model.safetensors", "/etc/passwd"])
+def test_an_index_names_safe_files_of_its_own_folder(
+    causal: Path, tmp_path: Path, part: str
+) -> None:
+    folder = pickled(causal, tmp_path / "model")
+    shutil.copy(causal / "model.safetensors", tmp_path)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": part}}))
+    with pytest.raises(EmbeddingError, match="holds no weights"):
+        TextEmbedder(str(folder), cache_dir=tmp_path / "cache").embed(QUESTIONS)
+
+
+def test_pickled_weights_of_a_hub_model_are_refused_by_that_name(
+    causal: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "hub" / "models--some--model"
+    pickled(causal, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    hub = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    assert "can run programs" in run(OFFLINE, "some/model", str(tmp_path), **hub).stdout
 
 
 OFFLINE = (

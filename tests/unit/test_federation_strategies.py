@@ -62,6 +62,12 @@ def test_noise_is_never_divided_by_more_nodes_than_train(inner: dict[str, Any]) 
             build(name, **needed)
 
 
+@pytest.mark.parametrize("number", ["8", True, 2.5, 1e9, [8]])
+def test_noise_is_divided_by_a_whole_number(number: object) -> None:
+    with pytest.raises(ConfigError, match="num_sampled_clients = "):
+        build(PRIVATE[0], noise_multiplier=0.1, num_sampled_clients=number)
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "words"),
     [

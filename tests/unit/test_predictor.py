@@ -161,6 +161,69 @@ def test_a_config_of_an_earlier_version_is_refused_by_its_missing_keys(tmp_path:
         PreferencePredictor.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["transformer", "published"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("embedding_dim", 10**9),
+        ("embedding_dim", 2**17),
+        ("embedding_dim", -384),
+        ("embedding_dim", 0),
+        ("embedding_dim", "384"),
+        ("embedding_dim", 768.0),
+        ("embedding_dim", 10**400),
+        ("width", 10**9),
+        ("width", -96),
+        ("width", 2**16),
+        ("width", 97),
+        ("layers", 10**9),
+        ("layers", 1024),
+        ("layers", True),
+        ("heads", 0),
+        ("heads", 7),
+        ("feed_forward", 2**16),
+        ("dropout", float("nan")),
+        ("dropout", 10**400),
+        ("question_features", 7),
+        ("architecture", "perceiver"),
+        ("architecture", ["transformer"]),
+        ("architecture", {"a": 1}),
+        ("embedding_template", "none"),
+        ("embedding_template", None),
+        ("embedding_standardise", 1),
+        ("embedding_fingerprint", 7),
+        ("surprise", 1),
+    ],
+)
+def test_a_changed_config_is_refused_before_it_takes_memory(
+    tmp_path: Path, kind: str, key: str, value: object
+) -> None:
+    build(kind).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ArtefactError, match=r"config\.json") as error:
+        PreferencePredictor.from_pretrained(tmp_path)
+    assert len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "[]", "7", '"x"', "null", "", "\udfff", "{]"])
+def test_an_odd_config_is_refused(tmp_path: Path, text: str) -> None:
+    build("transformer").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(ArtefactError, match=r"config\.json is not a predictor config"):
+        PreferencePredictor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
+def test_weights_that_no_training_makes_are_refused(tmp_path: Path, value: float) -> None:
+    build("transformer").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["network.covariance"][0] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ArtefactError, match=r"model\.safetensors .*NaN or values beyond 1e\+09"):
+        PreferencePredictor.from_pretrained(tmp_path)
+
+
 def test_without_targets_nothing_is_predicted(predictor: PreferencePredictor) -> None:
     table = tiny_table()
     assert not len(predictor.predict(table.batch(range(5)), table.batch([])))
