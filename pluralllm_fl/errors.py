@@ -30,5 +30,5 @@ class ArtefactError(PluralLLMError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f" Did you mean '{close[0]}'?" if close else ""

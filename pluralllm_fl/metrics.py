@@ -14,6 +14,8 @@ from scipy.special import ndtri
 from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray
 from pluralllm_fl.errors import PluralLLMError
 
+FEWEST_FOR_INTERVAL = 5  # resampling fewer values gives a range that looks far too certain
+
 
 def alignment(
     predicted: ArrayLike, true: ArrayLike, question: IntArray, *, base: float = np.e
@@ -170,20 +172,23 @@ def group_block(
     """Gather the per-group scores of one side into the block that artefacts hold.
 
     ``alignment`` is the macro mean over groups, ``alignment_micro`` weights groups by their
-    number of questions, ``interval`` is a bootstrap over groups.
+    number of questions, ``interval`` is a bootstrap over groups; None for fewer than
+    `FEWEST_FOR_INTERVAL` groups. ``intervals`` leaves out groups with fewer questions than that.
     """
     groups = sorted(alignment)
+    enough = len(groups) >= FEWEST_FOR_INTERVAL
+    bounded = [g for g in groups if g in intervals and questions[g] >= FEWEST_FOR_INTERVAL]
     scores = np.array([alignment[g] for g in groups])
     counts = np.array([questions[g] for g in groups])
     return {
         "alignment": float(scores.mean()),
         "alignment_micro": float(scores @ counts / counts.sum()),
         **fairness(scores),
-        "interval": list(bootstrap_interval(scores, seed=0)),
+        "interval": list(bootstrap_interval(scores, seed=0)) if enough else None,
         "uniform": float(np.mean([uniform[g] for g in groups])),
         "by_group": {g: float(alignment[g]) for g in groups},
         "uniform_by_group": {g: float(uniform[g]) for g in groups},
-        "intervals": {g: list(map(float, intervals[g])) for g in groups if g in intervals},
+        "intervals": {g: list(map(float, intervals[g])) for g in bounded},
         "questions": {g: int(questions[g]) for g in groups},
     }
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -167,6 +167,13 @@ def question_split(
     return "validation" if draw < test_fraction + validation_fraction else "train"
 
 
+def _meant(name: str, groups: Collection[str]) -> str:
+    parts = [part.strip() for part in name.split(",")]
+    if len(parts) > 1 and any(part in groups for part in parts):
+        return f" Separate groups with ';', not with ',': '{'; '.join(parts)}'."
+    return nearest(name, groups)
+
+
 def split_groups(
     dataset: PreferenceDataset,
     seen: Sequence[str],
@@ -189,7 +196,7 @@ def split_groups(
             listed = "; ".join(list(dataset.groups)[:20])
             more = f"; … ({len(dataset.groups)} in all)" if len(dataset.groups) > 20 else ""
             raise ConfigError(
-                f"Unknown group '{name}' in {dataset.name}.{nearest(name, dataset.groups)} "
+                f"Unknown group '{name}' in {dataset.name}.{_meant(name, dataset.groups)} "
                 f"It holds: {listed}{more}."
             )
     if both := sorted(set(seen) & set(unseen)):

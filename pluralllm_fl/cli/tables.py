@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pluralllm_fl.cli.console import labelled
 from pluralllm_fl.evaluation.standing import sentences, standings
+from pluralllm_fl.metrics import FEWEST_FOR_INTERVAL
 
 Block = Mapping[str, Any]
 
@@ -32,12 +33,11 @@ def show_groups(console: Console, blocks: Mapping[str, Block | None]) -> None:
     for side, block in blocks.items():
         for group in _ranked(block or {}):
             scores = block or {}
-            low, high = scores["intervals"][group]
             table.add_row(
                 escape(group),
                 side,
                 f"{scores['by_group'][group]:.4f}",
-                f"{low:.4f} – {high:.4f}",
+                _range(scores["intervals"].get(group), scores["questions"][group]) or "–",
                 str(scores["questions"][group]),
                 f"{scores['uniform_by_group'][group]:.4f}",
             )
@@ -49,17 +49,19 @@ def show_summary(console: Console, blocks: Mapping[str, Block | None]) -> None:
     for side, block in blocks.items():
         if not block:
             continue
-        low, high = block["interval"]
+        groups = len(block["by_group"])
+        few = f"{groups} group{'s' * (groups > 1)}, too few for an interval"
         lines = [
-            f"alignment {block['alignment']:.4f} ({low:.4f} – {high:.4f}), "
+            f"alignment {block['alignment']:.4f} ({_range(block['interval'], groups) or few}), "
             f"uniform {block['uniform']:.4f}"
         ]
         if (offered := block.get("alignment_offered", block["alignment"])) != block["alignment"]:
             lines.append(f"alignment {offered:.4f} if the options offered are known")
-        lines.append(
-            f"fairness: CoV {block['cov']:.4f}, 1/(1+CoV²) {block['fairness_index_cov2']:.4f}, "
-            f"1/(1+CoV) {block['fairness_index_cov']:.4f}, min {block['min']:.4f}"
-        )
+        if groups > 1:
+            lines.append(
+                f"fairness: CoV {block['cov']:.4f}, 1/(1+CoV²) {block['fairness_index_cov2']:.4f}, "
+                f"1/(1+CoV) {block['fairness_index_cov']:.4f}, min {block['min']:.4f}"
+            )
         labelled(console, side, *lines)
 
 
@@ -132,6 +134,11 @@ def show_bars(console: Console, options: Sequence[str], distribution: Iterable[f
         bar = "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
         table.add_row(Text(option), Text(f"{bar:<{width}}", style="cyan"), f"{probability:.1%}")
     console.print(table)
+
+
+def _range(ends: Sequence[float] | None, values: int) -> str:
+    """Return an interval over so many values; empty where it would look too certain."""
+    return f"{ends[0]:.4f} – {ends[1]:.4f}" if ends and values >= FEWEST_FOR_INTERVAL else ""
 
 
 def _ranked(block: Block) -> list[str]:

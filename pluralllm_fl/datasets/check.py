@@ -71,7 +71,7 @@ def check(path: Path | str) -> CheckReport:
         collector.add_all(rows.rows)
         dataset = collector.dataset(str(path))
     except DatasetError as error:
-        problems = collector.problems or [(0, str(error))]
+        problems = _by_line(collector) or [(0, str(error))]
         return CheckReport(str(path), rows.format, problems=problems, unit=unit)
     return CheckReport(
         path=str(path),
@@ -82,10 +82,14 @@ def check(path: Path | str) -> CheckReport:
         answers=sum(len(group) for group in dataset.groups.values()),
         offered=sum(len(group.offered) for group in dataset.groups.values()),
         options=dict(sorted(Counter(len(q.options) for q in dataset.questions).items())),
-        problems=collector.problems,
+        problems=_by_line(collector),
         fingerprint=dataset.fingerprint,
         unit=unit,
     )
+
+
+def _by_line(collector: Collector) -> list[tuple[int, str]]:
+    return sorted(collector.problems, key=lambda problem: problem[0])
 
 
 def render(report: CheckReport) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pluralllm_fl.arrays import BoolArray, FloatArray
-from pluralllm_fl.datasets.fields import BadRow, Row
+from pluralllm_fl.datasets.fields import BadRow, Row, shown
 from pluralllm_fl.datasets.rows import Answer, parse_row
 from pluralllm_fl.errors import DatasetError
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
@@ -16,6 +16,7 @@ from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Questi
 RowStream = Iterable[tuple[int, Row | BadRow]]
 _CONFLICT = "conflicting answers of one group to one question"
 _CONFLICT_OFFERED = "conflicting options offered to one group"
+_DOUBTFUL = "a number in 'choice' can be read in two ways"
 _QuestionKey = tuple[str, tuple[str, ...]]
 
 
@@ -30,6 +31,7 @@ class _Cell:
     amounts: list[tuple[float, ...]] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)  # of the weights in `amounts`, by person
     rows: int = 0
+    chosen: bool = False  # by numbers in `choice`
     conflict: str = ""
 
     def shares(self) -> FloatArray:
@@ -58,6 +60,34 @@ class _Labels:
     source: set[str] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Readings:
+    """First lines of the numbers in `choice` that can be an option, an index or either."""
+
+    first: dict[str, dict[_QuestionKey, int]] = field(
+        default_factory=lambda: {"option": {}, "index": {}, "either": {}}
+    )
+
+    def note(self, line: int, answer: Answer) -> None:
+        if answer.reading:
+            lines, key = self.first[answer.reading], (answer.question, answer.options)
+            lines[key] = min(line, lines.get(key, line))
+
+    def doubtful(self) -> dict[_QuestionKey, tuple[int, int]]:
+        """Questions whose numbers can be read in two ways: lines of one, and of an index.
+
+        A number that is an option is that option, unless the file also holds numbers that can
+        only be an index: in the same question, or in others while nothing in this one excludes it.
+        """
+        option, index, either = (self.first[name] for name in ("option", "index", "either"))
+        anywhere = min(index.values(), default=0)
+        return {
+            key: (line, index.get(key, anywhere))
+            for key, line in either.items()
+            if key in index or (index and key not in option)
+        }
+
+
 class Collector:
     """Takes rows in any order; the result does not depend on it.
 
@@ -78,6 +108,7 @@ class Collector:
         self.kinds: Counter[str] = Counter()
         self.problems: list[tuple[int, str]] = []
         self._skipped: Counter[str] = Counter()
+        self._readings = _Readings()
         self._cells: dict[tuple[str, _QuestionKey], _Cell] = {}
         self._labels: defaultdict[_QuestionKey, _Labels] = defaultdict(_Labels)
 
@@ -107,6 +138,8 @@ class Collector:
             cell = _Cell(line, answer.distribution, answer.offered, [0] * len(answer.options))
             self._cells[answer.group, question] = cell
         cell.rows += 1
+        cell.chosen = cell.chosen or bool(answer.reading)
+        self._readings.note(line, answer)
         if bad := self._conflict(cell, answer):
             cell.conflict = cell.conflict or bad.reason
             self._report(line, bad)
@@ -152,6 +185,7 @@ class Collector:
         DatasetError
             When no row could be used.
         """
+        doubtful = self._doubtful()
         skipped = Counter(self._skipped)
         groups: defaultdict[str, dict[Question, FloatArray]] = defaultdict(dict)
         respondents: defaultdict[str, dict[Question, float]] = defaultdict(dict)
@@ -161,6 +195,9 @@ class Collector:
             if cell.conflict:
                 # All of them go: keeping the first would make the result depend on the order.
                 skipped[cell.conflict] += cell.rows
+                continue
+            if key in doubtful and cell.chosen:
+                skipped[_DOUBTFUL] += cell.rows
                 continue
             if key not in questions:
                 questions[key] = self._question(key)
@@ -178,6 +215,22 @@ class Collector:
             },
             skipped=dict(sorted(skipped.items())),
         )
+
+    def _doubtful(self) -> set[_QuestionKey]:
+        """Report the questions whose numbers can be read in two ways."""
+        found = self._readings.doubtful()
+        for key, (line, index) in sorted(found.items(), key=lambda item: item[1]):
+            options = key[1]
+            self._report(
+                line,
+                BadRow(
+                    _DOUBTFUL,
+                    f"it is one of the options {shown(list(options))}, or an index from 0, as in "
+                    f"{self.unit or 'line '}{index}; write every choice of this file as the text "
+                    f"of an option",
+                ),
+            )
+        return set(found)
 
     def _question(self, key: _QuestionKey) -> Question:
         labels = self._labels[key]

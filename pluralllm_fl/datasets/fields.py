@@ -1,26 +1,36 @@
 """Cells of a row -> checked values; what cannot be used raises BadRow with reason and remedy."""
 
-import ast
 import json
 import math
 import re
 import reprlib
-import warnings
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
+from pluralllm_fl.datasets.globalopinionqa import Repeated, literal, mapping_of
 from pluralllm_fl.errors import nearest
 
 Row = Mapping[str, Any]
+# What a number in `choice` can be; "either": both, and they give different options.
+Reading = Literal["", "option", "index", "either"]
 COLUMNS = (
     *("group", "question", "options", "distribution", "counts", "choice"),
-    *("offered", "ordinal", "topic", "source", "weight", "prompt", "chosen", "rejected"),
-    *("responses", "scores", "ranking", "selections"),
+    *("offered", "ordinal", "topic", "source", "weight", "respondent"),
+    *("prompt", "chosen", "rejected"),
+    *("responses", "scores", "score_temperature", "ranking", "selections"),
 )
 SUM_TOLERANCE = 0.01
 _LARGEST = 1e15  # products and sums of accepted numbers stay finite
 _SMALLEST_WEIGHT = 1e-9
+_SPACES = re.compile("[\u00a0\u2007\u202f]")  # that no line breaks at
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff]")  # zero width, and without any meaning
+_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
+_ONE_BY_ONE = (
+    "if people could choose several options, write each option as a question of its own, "
+    "with the options Yes and No"
+)
 _SHORT = reprlib.Repr()  # shows any value, however long or deep, in one short piece
 _SHORT.maxstring = _SHORT.maxother = 60
 _MAPPING = re.compile(
@@ -47,7 +57,7 @@ def read_selections(value: object) -> Mapping[Any, Any]:
         return value
     match = _MAPPING.fullmatch(value) if isinstance(value, str) else None
     if match:
-        parsed = _literal(match[1] or match[2])
+        parsed = _python(match[1] or match[2])
         if isinstance(parsed, dict):
             return parsed
     raise BadRow(
@@ -56,28 +66,34 @@ def read_selections(value: object) -> Mapping[Any, Any]:
     )
 
 
-def _literal(text: str) -> object:
-    """Value of a Python literal; None when it is none."""
+def _python(text: str) -> object:
     if '"' not in text and "\\" not in text:  # then only the quotes differ from JSON: 10x faster
         try:
-            return json.loads(text.replace("'", '"'))
+            return json.loads(text.replace("'", '"'), object_pairs_hook=mapping_of)
         except (ValueError, RecursionError):
             pass
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd escapes in the data are no concern of the user
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return None
+    return literal(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a JSON object that holds a key twice (`object_pairs_hook` of the json module)."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, value in mapping_of(pairs).items() if value is Repeated.TWICE)
+        raise BadRow("a key appears twice", f"{shown(twice)}; keep the value that is right")
+    return found
+
+
+from_json = json.JSONDecoder(object_pairs_hook=_unique_keys).decode  # made once: twice as fast
 
 
 @lru_cache(maxsize=4096)
 def _decoded(text: str) -> object:
     """Value of JSON or else Python-literal text (list columns of CSV files)."""
     try:
-        return json.loads(text)
+        return from_json(text)
     except (ValueError, RecursionError):
-        return _literal(text.strip())
+        return _python(text.strip())
 
 
 def sequence_of(value: object, column: str) -> Sequence[Any]:
@@ -109,8 +125,8 @@ def offered_of(row: Row, options: tuple[str, ...], amounts: Sequence[float]) -> 
 
     `amounts` are the row's shares or counts of the options.
     """
-    listed = {text.strip() for text in _texts(row["offered"], "offered")}
-    if unknown := sorted(listed - {option.strip() for option in options}):
+    listed = {_visible(text) for text in _texts(row["offered"], "offered")}
+    if unknown := sorted(listed - {_visible(option) for option in options}):
         raise BadRow(
             "'offered' lists what is none of the options",
             f"got {shown(unknown[0])}; list texts out of 'options' (an index is not one)",
@@ -120,7 +136,7 @@ def offered_of(row: Row, options: tuple[str, ...], amounts: Sequence[float]) -> 
             "fewer than two options offered",
             f"'offered' lists {len(listed)}; leave the row out, or list all that could be chosen",
         )
-    offered = tuple(option.strip() in listed for option in options)
+    offered = tuple(_visible(option) in listed for option in options)
     for option, held, amount in zip(options, offered, amounts, strict=True):
         if amount and not held:
             raise BadRow(
@@ -132,15 +148,32 @@ def offered_of(row: Row, options: tuple[str, ...], amounts: Sequence[float]) -> 
 
 @lru_cache(maxsize=4096)
 def checked_options(options: tuple[str, ...]) -> tuple[str, ...]:
-    for option in options:
-        text_of({"an option": option}, "an option")
+    options = tuple(text_of({"an option": option}, "an option") for option in options)
     if len(options) < 2:
         raise BadRow("fewer than two options", f"a question needs at least 2, got {len(options)}")
-    bare = [option.strip() for option in options]
+    bare = [_visible(option) for option in options]
     if len(set(bare)) < len(bare):
         twice = next(option for option in bare if bare.count(option) > 1)
         raise BadRow("duplicate options", f"{shown(twice)} appears more than once; name each once")
     return options
+
+
+def plain(text: str) -> str:
+    """One form of a text for all that look alike: NFC, plain spaces, no zero-width characters.
+
+    Joiners stay, as they have a meaning in some scripts and in emoji.
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", _SPACES.sub(" ", text)))
+
+
+@lru_cache(maxsize=4096)
+def _visible(text: str) -> str:
+    """Return what a reader sees of a text: without joiners, direction marks and outer spaces."""
+    if text.isascii():
+        return text.strip()
+    return "".join(c for c in plain(text) if unicodedata.category(c) != "Cf").strip()
 
 
 def group_of(row: Row) -> str:
@@ -175,6 +208,7 @@ def text_of(row: Row, column: str, *, chat: bool = False) -> str:
         raise BadRow(f"no '{column}'", f"give it as text.{hint}")
     if not isinstance(value, str):
         raise BadRow(f"'{column}' is not text", f"got {type(value).__name__}; write it in quotes")
+    value = plain(value)
     if not value.strip():
         raise BadRow(f"'{column}' is empty", "give it some text")
     if not value.isascii():
@@ -224,7 +258,10 @@ def label_of(row: Row, column: str) -> str:
 
 def _number(value: object, column: str, *, signed: bool = False) -> float:
     if type(value) is not float and type(value) is not int:
-        raise BadRow(f"'{column}' holds something other than numbers", f"got {shown(value)}")
+        raise BadRow(
+            f"'{column}' holds something other than numbers",
+            f"got {shown(value)}; write plain numbers, without quotes or units",
+        )
     if value != value or not -_LARGEST <= value <= _LARGEST:
         raise BadRow(f"'{column}' holds NaN, Inf or a huge number", "give finite numbers")
     if value < 0 and not signed:
@@ -251,9 +288,23 @@ def distribution_of(values: Sequence[Any], size: int) -> tuple[float, ...]:
     if abs(total - 1) > SUM_TOLERANCE + 1e-9:
         raise BadRow(
             "probabilities do not sum to 1",
-            f"they sum to {total:.6g}; rescale them, or name the column 'counts'",
+            f"they sum to {total:.6g}; {_sum_remedy(numbers, total)}",
         )
     return tuple(number / total for number in numbers)
+
+
+def _sum_remedy(numbers: Sequence[float], total: float) -> str:
+    """Say what to do with shares that do not sum to 1, as far as they tell what they are."""
+    if abs(total - 100) <= 100 * SUM_TOLERANCE:
+        return "if they are percentages, divide each by 100"
+    if total < 1:
+        return "give the missing share, or divide each by their sum"
+    if max(numbers) > 1 and all(number.is_integer() for number in numbers):
+        return (
+            "if they count people who chose one option each, name the column 'counts'; "
+            + _ONE_BY_ONE
+        )
+    return f"{_ONE_BY_ONE}; else give shares that sum to 1"
 
 
 def counts_of(values: Sequence[Any], size: int, weight: float) -> tuple[float, ...]:
@@ -263,41 +314,94 @@ def counts_of(values: Sequence[Any], size: int, weight: float) -> tuple[float, .
     return amounts
 
 
-def choice_of(value: object, options: tuple[str, ...]) -> int:
-    """Index of the chosen option. Text that is an option wins over text that is a number."""
+def choice_of(value: object, options: tuple[str, ...]) -> tuple[int, Reading]:
+    """Index of the chosen option, and what the value can be.
+
+    A text that is an option is that option, and so is a number. Any other number is an index.
+    """
+    places = _places(options)
+    index = -1
     if isinstance(value, str):
-        if value in options:
-            return options.index(value)
-        bare = value.strip()
-        matches = [i for i, option in enumerate(options) if option.strip() == bare]
-        if matches:
-            return matches[0]
-        index = int(bare) if re.fullmatch(r"[0-9]{1,6}", bare) else -1
-    elif type(value) is int or (type(value) is float and value.is_integer()):
-        index = int(value)
-    else:
-        index = -1
-    if not 0 <= index < len(options):
-        raise BadRow(
-            "choice is none of the options",
-            f"got {shown(value)}; give an option's text or its index 0 to {len(options) - 1}",
-        )
-    return index
+        index = places[value] if value in places else places.get(_visible(value), -1)
+    number = _numeric(value)
+    if number is None:
+        if index < 0:
+            raise _no_option(value, options)
+        return index, ""
+    if index < 0:
+        index = _numbered(options).get(number, -1)
+    place = int(number) if number.is_integer() and 0 <= number < len(options) else -1
+    if index < 0 and place < 0:
+        raise _no_option(value, options)
+    if index < 0:
+        return place, "index"
+    if place < 0:
+        return index, "option"
+    return index, "" if index == place else "either"
+
+
+def _no_option(value: object, options: tuple[str, ...]) -> BadRow:
+    listed = _decoded(value) if isinstance(value, str) and value.startswith("[") else value
+    if isinstance(listed, list | tuple):
+        return BadRow("'choice' is a list", f"give the text of one option; {_ONE_BY_ONE}")
+    return BadRow(
+        "choice is none of the options",
+        f"got {shown(value)}; give an option's text or its index 0 to {len(options) - 1}",
+    )
+
+
+@lru_cache(maxsize=4096)
+def _places(options: tuple[str, ...]) -> Mapping[str, int]:
+    return {_visible(option): i for i, option in enumerate(options)}
+
+
+@lru_cache(maxsize=4096)
+def _numbered(options: tuple[str, ...]) -> Mapping[float, int]:
+    """Places of the options that are numbers; two texts of one number are none."""
+    values = [_numeric(option) for option in options]
+    return {v: i for i, v in enumerate(values) if v is not None and values.count(v) == 1}
+
+
+def _numeric(value: object) -> float | None:
+    if isinstance(value, str):
+        if value.isalpha():  # most options: spares the search
+            return None
+        return float(value) if _NUMBER.fullmatch(value.strip()) else None
+    if type(value) is int:
+        return float(value) if abs(value) < _LARGEST else None
+    return value if type(value) is float and math.isfinite(value) else None
 
 
 def weight_of(row: Row) -> float:
-    value = row.get("weight")
+    return _positive(row, "weight", 1.0)
+
+
+def score_temperature_of(row: Row) -> float:
+    """Return the declared difference of scores that makes a response e times as likely."""
+    if row.get("score_temperature") in (None, ""):
+        raise BadRow(
+            "'scores' on an unknown scale",
+            "say in 'score_temperature' how many points make a response 2.7 times as likely (1 "
+            "if they are a reward model's logits; for ratings from 0 to 100 for example 20), or "
+            "give 'ranking', which needs no scale",
+        )
+    return _positive(row, "score_temperature", 1.0)
+
+
+def _positive(row: Row, column: str, default: float) -> float:
+    value = row.get(column)
     if value is None or value == "":
-        return 1.0
+        return default
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise BadRow("'weight' is not a number", f"got {shown(value)}") from None
-    weight = _number(value, "weight")
-    if weight < _SMALLEST_WEIGHT:
-        raise BadRow("weight is not positive", f"got {weight:g}; leave such rows out")
-    return weight
+            raise BadRow(f"'{column}' is not a number", f"got {shown(value)}") from None
+    number = _number(value, column)
+    if number < _SMALLEST_WEIGHT:
+        remedy = "leave such rows out" if column == "weight" else "give a number above 0"
+        raise BadRow(f"{column} is not positive", f"got {number:g}; {remedy}")
+    return number
 
 
 def ordinal_of(value: object, size: int) -> tuple[float, ...] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm_fl.datasets.fields import BadRow, Row
-from pluralllm_fl.datasets.files import RowFile
+from pluralllm_fl.datasets.files import RowFile, with_class_names
 from pluralllm_fl.errors import DatasetError
 
 
@@ -30,7 +30,8 @@ def open_hub(hub_id: str, *, cache_dir: Path | None = None) -> RowFile:
         ) from error
     tables = [loaded[split] for split in sorted(loaded)]
     columns = frozenset(name for table in tables for name in table.column_names)
-    return RowFile("hub", columns, _rows(tables), unit="row ")
+    features = tables[0].features.to_dict() if tables else None
+    return RowFile("hub", columns, with_class_names(_rows(tables), features), unit="row ")
 
 
 def _rows(tables: list[Any]) -> Iterator[tuple[int, Row | BadRow]]:

@@ -4,7 +4,7 @@ Kinds of rows (`group` is needed in all but the last):
 
 - survey: `question`, `options` and one of `distribution`, `counts`, `choice`;
 - preference pair: `prompt`, `chosen`, `rejected`;
-- ranked n-best: `prompt`, `responses` and one of `scores`, `ranking`;
+- ranked n-best: `prompt`, `responses` and one of `scores` (with `score_temperature`), `ranking`;
 - GlobalOpinionQA: `question`, `options`, `selections` (answers of many groups).
 
 Pairs and n-best lists are sorted by text, so that an option's position tells nothing.
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pluralllm_fl.datasets.fields import (
     COLUMNS,
     BadRow,
+    Reading,
     Row,
     checked_options,
     choice_of,
@@ -28,13 +29,17 @@ from pluralllm_fl.datasets.fields import (
     options_of,
     ordinal_of,
     read_selections,
+    score_temperature_of,
     sequence_of,
     shown,
     text_of,
     weight_of,
     without_shared_turns,
 )
+from pluralllm_fl.datasets.globalopinionqa import Repeated
 from pluralllm_fl.errors import nearest
+
+_ASKS = ("question", "prompt", "responses", "selections")  # columns that tell the kind of a row
 
 
 class Answer(NamedTuple):  # a tuple: a survey may have millions of rows
@@ -42,7 +47,7 @@ class Answer(NamedTuple):  # a tuple: a survey may have millions of rows
 
     `distribution` is final; `amounts` (length: options) and `choice` (one respondent's option,
     with `weight`) add up over rows. `offered` (length: options) says which options the group was
-    offered; None: the row does not say.
+    offered; None: the row does not say. `reading` is what a number in `choice` can be.
     """
 
     kind: str
@@ -57,6 +62,7 @@ class Answer(NamedTuple):  # a tuple: a survey may have millions of rows
     ordinal: tuple[float, ...] | None = None
     topic: str = ""
     source: str = ""
+    reading: Reading = ""
 
 
 def parse_row(row: Row) -> list[Answer | BadRow]:
@@ -82,7 +88,8 @@ def parse_row(row: Row) -> list[Answer | BadRow]:
     if "responses" in given:
         return [_ranked(row, given)]
     known = ", ".join(str(key) for key in row) or "none"
-    hint = next((h for key in row if key not in COLUMNS and (h := nearest(str(key), COLUMNS))), "")
+    hints = (nearest(str(key), _ASKS) for key in row if key not in COLUMNS)
+    hint = next(filter(None, hints), "")
     raise BadRow(
         "no question column",
         f"give 'question' and 'options', or 'prompt' with 'chosen' and 'rejected', or 'prompt' "
@@ -108,13 +115,14 @@ def _survey(row: Row, given: set[str]) -> Answer:
         )
     kind = found[0]
     distribution = amounts = choice = None
+    reading: Reading = ""
     weight = weight_of(row)
     if kind == "distribution":
         distribution = distribution_of(sequence_of(row[kind], kind), len(options))
     elif kind == "counts":
         amounts = counts_of(sequence_of(row[kind], kind), len(options), weight)
     else:
-        choice = choice_of(row[kind], options)
+        choice, reading = choice_of(row[kind], options)
     offered = None
     if "offered" in given:
         one_hot = [float(i == choice) for i in range(len(options))]
@@ -132,6 +140,7 @@ def _survey(row: Row, given: set[str]) -> Answer:
         ordinal_of(row.get("ordinal"), len(options)),
         label_of(row, "topic"),
         label_of(row, "source"),
+        reading,
     )
 
 
@@ -155,7 +164,7 @@ def _pair(row: Row) -> Answer:
 
 
 def _ranked(row: Row, given: set[str]) -> Answer:
-    """Scores count as Luce log-utilities (softmax); each rank as odds of 2 to 1 over the next."""
+    """Scores over their temperature are Luce log-utilities; a rank has odds of 2 over the next."""
     group, question = group_of(row), text_of(row, "prompt", chat=True)
     replies = sequence_of(row["responses"], "responses")
     options = checked_options(
@@ -164,9 +173,11 @@ def _ranked(row: Row, given: set[str]) -> Answer:
     if len({"scores", "ranking"} & given) != 1:
         raise BadRow("no ranking", "give exactly one of 'scores' and 'ranking' with 'responses'")
     if "scores" in given:
-        utilities = numbers_of(
+        scores = numbers_of(
             sequence_of(row["scores"], "scores"), len(options), "scores", signed=True
         )
+        temperature = score_temperature_of(row)
+        utilities = [score / temperature for score in scores]
     else:
         ranking = sequence_of(row["ranking"], "ranking")
         if any(type(i) is not int for i in ranking) or sorted(ranking) != list(range(len(options))):
@@ -198,6 +209,8 @@ def _selections(row: Row) -> list[Answer | BadRow]:
     for name, values in by_group.items():
         try:
             group = group_of({"group": name})
+            if values is Repeated.TWICE:
+                raise BadRow("a group appears twice", "keep the shares that are right")
             shares = distribution_of(sequence_of(values, "selections"), len(options))
         except BadRow as bad:
             found.append(BadRow(bad.reason, f"{str(bad).partition('; ')[2]} (group {shown(name)})"))

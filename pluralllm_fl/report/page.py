@@ -183,7 +183,8 @@ def _bars(rows: Iterable[GroupScore], scale: Scale) -> list[dict[str, Any]]:
 
 def _fairness(run: Run) -> dict[str, Any] | None:
     columns: list[tuple[str, str, Scores]] = []
-    for side, scores in run.final.items():
+    compared = {side: scores for side, scores in run.final.items() if len(scores.groups) != 1}
+    for side, scores in compared.items():
         columns.append((side, "all questions", scores))
         if scores.test:
             columns.append((side, "test questions", scores.test))
@@ -194,7 +195,7 @@ def _fairness(run: Run) -> dict[str, Any] | None:
         lines = [
             Line(f"{side} groups", side, [(e.round, e.sides[side].measure(measure))
                                           for e in run.evaluations if side in e.sides])
-            for side in SIDES
+            for side in compared
         ]  # fmt: skip
         charts.append(figures.line_chart(title, lines))
     return {

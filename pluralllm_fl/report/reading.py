@@ -10,6 +10,7 @@ from typing import Any
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.evaluation.standing import Standing, standings
 from pluralllm_fl.formats import mapping, number
+from pluralllm_fl.metrics import FEWEST_FOR_INTERVAL
 
 SCHEMA = 1
 SIDES = ("seen", "unseen")
@@ -41,9 +42,9 @@ class Scores:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% interval of the mean over groups; None for a single group."""
-        several = len(mapping(self.block.get("by_group"))) > 1
-        return _interval(self.block.get("interval")) if several else None
+        """95% interval of the mean over groups; None for few groups, over which it misleads."""
+        enough = len(mapping(self.block.get("by_group"))) >= FEWEST_FOR_INTERVAL
+        return _interval(self.block.get("interval")) if enough else None
 
     @property
     def test(self) -> "Scores | None":
@@ -68,7 +69,8 @@ class Scores:
             own_uniform = number(uniform.get(name, self.block.get("uniform")))
             asked = number(questions.get(name))
             count = None if asked is None else int(asked)
-            interval = _interval(intervals.get(name))
+            few = count is not None and count < FEWEST_FOR_INTERVAL
+            interval = None if few else _interval(intervals.get(name))
             found.append(GroupScore(name, self.side, score, interval, own_uniform, count))
         return sorted(found, key=lambda g: (-g.alignment, g.name))
 

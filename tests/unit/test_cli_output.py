@@ -171,6 +171,39 @@ def test_summary_shows_means_and_fairness() -> None:
     assert "alignment 0.7500 if the options offered are known" in text(target)
 
 
+@pytest.mark.parametrize(("groups", "told"), [(1, "1 group, too"), (2, "2 groups, too"), (4, "4 ")])
+@pytest.mark.parametrize("recorded", [None, [0.7883, 0.7883]])  # earlier versions wrote one
+def test_few_groups_have_no_interval_and_one_has_no_fairness(
+    groups: int, told: str, recorded: list[float] | None
+) -> None:
+    scores = {f"g{i}": 0.7883 for i in range(groups)}
+    made = group_block(scores, dict.fromkeys(scores, 30), scores, {})
+    target = console()
+    show_summary(target, {"unseen": {**made, "interval": recorded}})
+    assert told in text(target)
+    assert "too few for an interval" in text(target)
+    assert "–" not in text(target)
+    assert ("CoV" in text(target)) == (groups > 1)
+
+
+def test_enough_groups_have_an_interval() -> None:
+    scores = {f"g{i}": 0.7 + i / 100 for i in range(5)}
+    target = console()
+    show_summary(target, {"unseen": group_block(scores, dict.fromkeys(scores, 30), scores, {})})
+    assert "alignment 0.7200 (0.7" in text(target)
+    assert "–" in text(target)
+
+
+@pytest.mark.parametrize("questions", [1, 4])
+def test_a_group_of_few_questions_has_no_interval(questions: int) -> None:
+    made = group_block({"A": 0.8}, {"A": questions}, {"A": 0.5}, {"A": (0.8, 0.8)})
+    for recorded in (made, {**made, "intervals": {"A": [0.8, 0.8]}}):
+        target = console()
+        show_groups(target, {"unseen": recorded})
+        line = text(target).splitlines()[1].split()
+        assert line == ["A", "unseen", "0.8000", "–", str(questions), "0.5000"]
+
+
 def test_diagnostics_leave_out_what_is_unknown() -> None:
     target = console()
     show_diagnostics(

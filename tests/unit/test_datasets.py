@@ -164,7 +164,8 @@ def test_chat_format_equals_plain_text(tmp_path: Path) -> None:
 
 def test_scores_are_log_utilities_and_ranks_are_odds_of_two(tmp_path: Path) -> None:
     base = {"group": "N", "prompt": "Name one.", "responses": ["c", "a", "b"]}
-    scored = load(tmp_path, [{**base, "scores": [math.log(5), 0, math.log(4)]}])
+    scores = {"scores": [math.log(5), 0, math.log(4)], "score_temperature": 1}
+    scored = load(tmp_path, [{**base, **scores}])
     assert scored.questions[0].options == ("a", "b", "c")
     np.testing.assert_allclose(only_answer(scored), [0.1, 0.4, 0.5])
     ranked = load(tmp_path, [{**base, "ranking": [2, 0, 1]}])  # b, then c, then a

@@ -44,6 +44,19 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
     assert all(f"line {number}: {reason}" in text for number, reason in report.problems)
 
 
+def test_problems_are_told_in_the_order_of_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"group": "A", "question": "q?", "options": [1, 2, 3]}
+    path.write_text("\n".join([json.dumps({**row, "choice": c}) for c in (1, 0, 7)]))
+    assert [number for number, _ in check(path).problems] == [1, 3]
+
+
+def test_known_columns_get_no_hint(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("respondent,country,own_bike\n1,North,1\n")
+    assert "Did you mean" not in render(check(path))
+
+
 def test_one_mistake_in_many_rows_is_told_once(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     bad = line(options=["x"])

@@ -140,6 +140,18 @@ def test_fraction_splits_all_groups_by_seed() -> None:
     assert split_groups(data, [], [], 0.3, 4) == splits[4]
 
 
+@pytest.mark.parametrize("name", ["A, B", "A,B", "C, Dd", "A,B,C"])
+def test_a_list_of_groups_with_commas_gets_the_right_hint(name: str) -> None:
+    with pytest.raises(ConfigError, match="Separate groups with ';', not with ','") as caught:
+        split_groups(dataset(), [name], [], 0.5, 0)
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_a_comma_in_a_name_gets_no_hint_for_lists() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'Korea, South'"):
+        split_groups(dataset(("Korea, South", "Japan")), ["Korea, Sout"], [], 0.5, 0)
+
+
 def test_group_names_that_cannot_work() -> None:
     data = dataset(("Northland", "Southland"))
     with pytest.raises(ConfigError, match=r"Unknown group 'Nortland'.*Did you mean 'Northland'"):

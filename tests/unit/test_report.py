@@ -247,6 +247,40 @@ def test_resumed_run_replaces_the_rounds_after_its_checkpoint(tmp_path: Path) ->
     assert "Stopped early after round 5: validation alignment was best after round 3." in text
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_few_unseen_groups_have_no_interval(tmp_path: Path, count: int) -> None:
+    run_dir = write_run(tmp_path / "run", unseen=UNSEEN[:count], rounds=2)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    summary["unseen"]["interval"] = [0.7883, 0.7883]  # as earlier versions wrote it
+    write_json(run_dir / "summary.json", summary)
+    scores = read_run(run_dir).final["unseen"]
+    assert scores.interval is None
+    assert scores.test is not None
+    assert scores.test.interval is None
+    page = report_of(run_dir).text
+    assert "the paper’s measure: 0." in page
+    assert "(95% interval" not in page
+    assert "The shaded band" not in page
+
+
+def test_one_group_is_not_called_even(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", seen=SEEN[:1], unseen=UNSEEN[:1], rounds=2)
+    assert "Coefficient of variation" not in report_of(run_dir).text
+    run_dir = write_run(tmp_path / "other", seen=SEEN[:2], unseen=UNSEEN[:1], rounds=2)
+    assert "Coefficient of variation" in report_of(run_dir).text
+
+
+def test_a_group_of_few_questions_has_no_interval(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", rounds=1)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    summary["unseen"]["questions"]["China"] = 2
+    summary["unseen"]["intervals"] |= {"China": [0.8, 0.8], "Japan": [0.7, 0.8]}
+    write_json(run_dir / "summary.json", summary)
+    bounds = {g.name: g.interval for g in read_run(run_dir).final["unseen"].groups}
+    assert bounds["China"] is None
+    assert bounds["Japan"] == (0.7, 0.8)
+
+
 @pytest.mark.parametrize("count", [14, 72, 80, 81, 1000])
 def test_many_groups_stay_usable(tmp_path: Path, count: int) -> None:
     seen, unseen = numbered(count)
