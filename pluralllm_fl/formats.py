@@ -7,6 +7,8 @@ from typing import Any
 
 from pluralllm_fl.config import Value
 
+FEWEST_FOR_INTERVAL = 5  # resampling fewer values gives a range that looks far too certain
+
 
 def duration(seconds: float) -> str:
     """Format seconds as e.g. ``4.2 s``, ``42 s``, ``7 min 12 s`` or ``2 h 01 min``."""

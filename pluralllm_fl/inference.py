@@ -141,7 +141,7 @@ class Pluralist:
 
     def __repr__(self) -> str:
         config = self.predictor.config
-        return f"Pluralist({config.architecture}, embedding_model='{config.embedding_model}')"
+        return f"Pluralist(embedding_model='{config.embedding_model}')"
 
     @classmethod
     def from_pretrained(cls, run: Path | str, embedding_cache: Path | str | None = None) -> Self:

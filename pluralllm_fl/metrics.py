@@ -13,8 +13,7 @@ from scipy.special import ndtri
 
 from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray
 from pluralllm_fl.errors import PluralLLMError
-
-FEWEST_FOR_INTERVAL = 5  # resampling fewer values gives a range that looks far too certain
+from pluralllm_fl.formats import FEWEST_FOR_INTERVAL
 
 
 def alignment(

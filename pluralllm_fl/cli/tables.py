@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pluralllm_fl.cli.console import labelled
 from pluralllm_fl.evaluation.standing import sentences, standings
-from pluralllm_fl.metrics import FEWEST_FOR_INTERVAL
+from pluralllm_fl.formats import FEWEST_FOR_INTERVAL
 
 Block = Mapping[str, Any]
 

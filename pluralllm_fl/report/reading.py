@@ -9,8 +9,7 @@ from typing import Any
 
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.evaluation.standing import Standing, standings
-from pluralllm_fl.formats import mapping, number
-from pluralllm_fl.metrics import FEWEST_FOR_INTERVAL
+from pluralllm_fl.formats import FEWEST_FOR_INTERVAL, mapping, number
 
 SCHEMA = 1
 SIDES = ("seen", "unseen")
