@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 _FILE = "embeddings-v1.sqlite"
 _KEYS_PER_QUERY = 1000
 _BUSY_SECONDS = 60.0
+PATIENCE_SECONDS = 5.0  # then a process says whom it waits for
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
 
@@ -110,13 +111,18 @@ class VectorCache:
     def exclusive(self, name: str) -> Iterator[None]:
         """Hold a lock between processes; it is released if its holder dies."""
         path = self.folder / "locks" / f"{name}.lock"
-        lock = FileLock(path)
+        lock, holder = FileLock(path), path.with_suffix(".holder")
         with self._clear_errors():
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=PATIENCE_SECONDS)
             except Timeout:
-                logger.info("Waiting for another process that embeds texts (%s).", path)
+                known = f"process {holder.read_text()}" if holder.exists() else "another process"
+                logger.warning(
+                    "Waiting for %s, which embeds texts with the same language model (%s). What "
+                    "it has done is not embedded again.", known, path,
+                )  # fmt: skip
                 lock.acquire()
+            holder.write_text(str(os.getpid()))
         try:
             yield
         finally:
