@@ -16,27 +16,29 @@ from typing import NamedTuple
 from pluralllm_fl.datasets.fields import (
     COLUMNS,
     BadRow,
-    Reading,
     Row,
     checked_options,
-    choice_of,
-    counts_of,
-    distribution_of,
     group_of,
     label_of,
-    numbers_of,
     offered_of,
     options_of,
-    ordinal_of,
     read_selections,
-    score_temperature_of,
     sequence_of,
     shown,
     text_of,
-    weight_of,
     without_shared_turns,
 )
 from pluralllm_fl.datasets.globalopinionqa import Repeated
+from pluralllm_fl.datasets.numbers import (
+    Reading,
+    choice_of,
+    counts_of,
+    distribution_of,
+    numbers_of,
+    ordinal_of,
+    score_temperature_of,
+    weight_of,
+)
 from pluralllm_fl.errors import nearest
 
 _ASKS = ("question", "prompt", "responses", "selections")  # columns that tell the kind of a row
