@@ -27,8 +27,7 @@ def train(message: Message, context: Context) -> Message:
     arrays = message.content.array_records[ARRAYS]
     with discreet(context):
         order, node = Order.parse(message.content), LocalNode.from_context(context)
-        update, report = node.train(arrays, order)
-        scores = node.evaluate(arrays) if order.evaluate else None
+        update, report, scores = node.train(arrays, order)
     return Message(trained(update, report, scores), reply_to=message)
 
 

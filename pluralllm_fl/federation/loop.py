@@ -105,7 +105,7 @@ class RoundLoop:
         last, groups = self.progress.evaluation, {n.group for n in self.grid.roster.nodes}
         whole = chosen in (0, self.config.num_server_rounds)
         if last is None or last["round"] != chosen or not (whole or results.groups(last) == groups):
-            self.evaluate(chosen, everyone=True)
+            self.evaluate(chosen)
 
     def emit(self, event: str, **fields: Any) -> Event:
         """Hand an event to every callback."""
@@ -148,8 +148,8 @@ class RoundLoop:
             **self._account(start),
         )
 
-    def evaluate(self, server_round: int, *, everyone: bool = False) -> None:
-        """Evaluate the global model on the nodes that the strategy picks and on `_required`.
+    def evaluate(self, server_round: int) -> None:
+        """Evaluate the final model on every node, in a pass of its own.
 
         Raises
         ------
@@ -157,12 +157,11 @@ class RoundLoop:
             If the final model is one that no node can score.
         """
         start = time.monotonic()
-        last = server_round in (0, self.config.num_server_rounds) or everyone
-        messages = self._evaluation_messages(server_round, everyone=last)
+        messages = self._evaluation_messages(server_round, everyone=True)
         replies, _ = self._exchange.gather(
-            messages, server_round, train=False, attempts=2 if last and server_round else 1
+            messages, server_round, train=False, attempts=2 if server_round else 1
         )
-        if last and server_round and not replies:
+        if server_round and not replies:
             self._exchange.check_scored(server_round)
         self._score(server_round, replies, self._account(start))
 

@@ -126,8 +126,12 @@ class LocalNode:
             test_questions=len(table.members("test")),
         )
 
-    def train(self, arrays: ArrayRecord, order: Order) -> tuple[ArrayRecord, TrainingReport]:
+    def train(
+        self, arrays: ArrayRecord, order: Order
+    ) -> tuple[ArrayRecord, TrainingReport, Scores | None]:
         """Train the received predictor on this group's training questions.
+
+        If the order asks for it, the predictor is scored first, as it was received.
 
         Raises
         ------
@@ -137,6 +141,7 @@ class LocalNode:
         if self.role != "train":
             raise ConfigError(f"Group '{self.group}' is evaluate-only: its node does not train.")
         predictor = self._predictor(arrays)
+        scores = self._scores(predictor) if order.evaluate else None
         result = train_group(
             predictor,
             self.workspace.table(self.group),
@@ -149,12 +154,16 @@ class LocalNode:
         )
         weight = float(result.questions) if self.config.client_weight == "answers" else 1.0
         report = TrainingReport(weight, result.loss, result.questions, result.seconds)
-        return ArrayRecord({k: v.detach().cpu() for k, v in predictor.state_dict().items()}), report
+        weights = {k: v.detach().cpu() for k, v in predictor.state_dict().items()}
+        return ArrayRecord(weights), report, scores
 
     def evaluate(self, arrays: ArrayRecord) -> Scores:
         """Score the received predictor on every split of this group's questions."""
+        return self._scores(self._predictor(arrays))
+
+    def _scores(self, predictor: PreferencePredictor) -> Scores:
         scores = evaluate_group(
-            self._predictor(arrays),
+            predictor,
             self.workspace.table(self.group),
             context_questions=self.config.context_questions,
             seed=self.config.seed,

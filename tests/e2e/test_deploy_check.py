@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
 from pluralllm_fl.deploy.layout import create
+from tests.e2e.flower import BIN
 from tests.e2e.processes import mark, started, until
 from tests.tls import free_port
 
 __all__ = ["mark"]
 
-BIN = Path(sys.executable).parent
 QUESTIONS = 24
 
 

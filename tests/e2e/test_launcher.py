@@ -17,11 +17,11 @@ import pytest
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.processes import launcher
 from pluralllm_fl.processes.launcher import PrivateSuperLink, last_lines
+from tests.e2e.flower import ROOT
 from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
 
-ROOT = Path(__file__).resolve().parents[2]
 
 PYPROJECT = """
 [project]

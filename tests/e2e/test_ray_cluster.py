@@ -21,13 +21,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.flower import free_ports
+from tests.e2e.flower import BIN, ROOT, free_ports
 from tests.e2e.processes import mark, started, until
 
 __all__ = ["mark"]
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 NODES = 3
 SMALL = {
     "synthetic-groups": 4, "synthetic-questions": 40, "num-server-rounds": 2, "local-steps": 3,

@@ -96,7 +96,7 @@ def test_replies_hold_numbers_and_never_the_data(answers: Path) -> None:
     torch.manual_seed(0)
     config = PredictorConfig.from_run_config(node.config, introduction.dimension)
     start = ArrayRecord(PreferencePredictor(config).state_dict())
-    arrays, report = node.train(start, Order(server_round=1, learning_rate=1e-2))
+    arrays, report, _ = node.train(start, Order(server_round=1, learning_rate=1e-2))
     before, after = to_arrays(start), to_arrays(arrays)
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
     assert any((after[k] != v).any() for k, v in before.items())
