@@ -138,16 +138,24 @@ def context_and_targets(
     """Choose context and target questions.
 
     ``all`` is the paper's measure: random context questions, every other question a target. The
-    other splits take the context from the training questions and score the split's questions.
+    other splits take the context from the training questions and score the split's questions. What
+    was asked is the prompt: other candidates of a prompt in the context are no targets.
     """
     order = evaluation_order(table, seed)
-    if split == "all":
-        return order[:context_questions], order[context_questions:]
-    train = order[np.isin(order, table.members("train"))]
-    context = train[:context_questions]
-    if split == "train":
-        return context, train[context_questions:]
-    return context, order[np.isin(order, table.members(split))]
+    pool = order[np.isin(order, table.members("train"))] if split != "all" else order
+    context, rest = pool[:context_questions], pool[context_questions:]
+    if split in ("validation", "test"):
+        return context, order[np.isin(order, table.members(split))]
+    return context, of_other_prompts(table, rest, table, context)
+
+
+def of_other_prompts(
+    table: GroupTable, questions: IntArray, asked: GroupTable, known: IntArray
+) -> IntArray:
+    """Return those of a group's questions whose prompts are none of some other questions'."""
+    prompts = {asked.questions[i].text for i in known}
+    kept = [i for i in questions if table.questions[i].text not in prompts]
+    return np.array(kept, dtype=np.int64)
 
 
 @torch.no_grad()

@@ -154,7 +154,17 @@ def test_groups_are_sorted_with_interval_and_reference() -> None:
     show_groups(target, {"seen": None, "unseen": block() | known})
     lines = [line.split() for line in text(target).splitlines()]
     assert lines[1] == ["High", "unseen", "0.8000", "0.7000", "–", "0.9000", "7", "0.4200", "–"]
-    assert lines[2] == ["[Low]", "unseen", "0.6000", "0.5000", "–", "0.7000", "7", "0.4100", "0.7500"]
+    assert lines[2] == [
+        "[Low]",
+        "unseen",
+        "0.6000",
+        "0.5000",
+        "–",
+        "0.7000",
+        "7",
+        "0.4100",
+        "0.7500",
+    ]
 
 
 def test_summary_shows_means_and_fairness() -> None:
