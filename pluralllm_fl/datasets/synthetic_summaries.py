@@ -47,18 +47,26 @@ def generate(spec: SyntheticSpec) -> PreferenceDataset:
     return PreferenceDataset(name=NAME, groups=groups)
 
 
+def truth(spec: SyntheticSpec) -> dict[str, dict[Question, FloatArray]]:
+    """Return the probabilities that the judgements were drawn from, by group."""
+    found: dict[str, dict[Question, FloatArray]] = {}
+    for judged in _judgements(spec):
+        found.setdefault(judged.group, {})[judged.question] = judged.truth
+    return found
+
+
 def ceiling(spec: SyntheticSpec) -> dict[str, float]:
     """Pairwise accuracy of the true tastes against the sampled judgements, by group.
 
-    Nobody can be expected to do better: a single judgement often goes against its group's taste.
+    Nobody can be expected to do better: a single judgement may go against its group's taste.
     """
-    judged = list(_judgements(spec))
+    known, dataset = truth(spec), generate(spec)
     found = {}
-    for group in sorted({one.group for one in judged}):
-        own = [one for one in judged if one.group == group]
-        question = np.repeat(np.arange(len(own)), 2)
-        truth, shares = (np.concatenate([one[i] for one in own]) for i in (3, 2))
-        found[group] = pairwise_accuracy(truth, shares, question)[0]
+    for name, group in dataset.groups.items():
+        question = np.repeat(np.arange(len(group)), 2)
+        true = np.concatenate([known[name][q] for q in group.answers])
+        judged = np.concatenate(list(group.answers.values()))
+        found[name] = pairwise_accuracy(true, judged, question)[0]
     return found
 
 

@@ -113,8 +113,9 @@ def test_prism_opening_turns_by_person_or_by_group(tmp_path: Path) -> None:
         return {"user_id": user, "conversation_id": f"c-{user}", "turn": turn, "user_prompt": "Hi?",
                 "model_response": response, "score": score, **more}  # fmt: skip
 
-    rows = [row("u1", 0, "Hello", 80), row("u1", 0, "No.", 20), row("u1", 1, "Bye", 5), row("u2", 0, "Hello", 30),
-            row("u2", 0, "No.", None), row("u2", 0, "Yes.", 30)]  # fmt: skip
+    rows = [row("u1", 0, "Hello", 80), row("u1", 0, "No.", 20), row("u1", 1, "Bye", 5),
+            row("u2", 0, "Hello", 30), row("u2", 0, "No.", None),
+            row("u2", 0, "Yes.", 30)]  # fmt: skip
     path = tmp_path / "utterances.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     dataset = load_dataset(f"prism:{path}")
