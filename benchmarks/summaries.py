@@ -1,7 +1,7 @@
 """Generated summaries: are pairs of new articles' summaries put in an unseen group's order?
 
-Trains the default configuration on single judgements of seen groups. Unseen groups show it 0 or 20
-of theirs. Beside it the ceiling: the accuracy of the true tastes against the same judgements, some
+Trains the default configuration on what seen groups judge. Unseen groups show it 0 or 20 judged
+pairs. Beside it the ceiling: the accuracy of the true tastes against the same judgements, some
 of which go against them. A seed draws groups, pairs, judgements and the held-out articles. Prints a
 table and writes summaries.json beside this file.
 
@@ -27,8 +27,7 @@ from pluralllm_fl.workspace import spec_of
 RECIPE = "ours"
 SIZES = (0, 20)
 SPLITS: tuple[tuple[str, EvaluationSplit], ...] = (("new articles", "test"), ("all", "all"))
-# Of the default eight groups three are unseen and share some 36 judgements of new articles.
-LARGER = ("synthetic-groups=16", "test-fraction=0.2")
+MORE_TO_SCORE = ("test-fraction=0.2",)
 
 
 def run(dataset: str, changes: list[str], seed: int) -> dict[str, Run]:
@@ -65,7 +64,7 @@ def run(dataset: str, changes: list[str], seed: int) -> dict[str, Run]:
 
 def main() -> None:
     """Run all seeds."""
-    arguments = options(__doc__, __file__, LARGER, dataset=NAME).parse_args()
+    arguments = options(__doc__, __file__, MORE_TO_SCORE, dataset=NAME).parse_args()
     store = Store(arguments.output, shared_facts(arguments))
     tasks = [(arguments.dataset, arguments.set, seed) for seed in range(arguments.seeds)]
     store.measure(run, tasks, [RECIPE], arguments.processes)

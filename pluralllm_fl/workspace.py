@@ -19,7 +19,8 @@ from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 
 Progress = Callable[[int, int], None]
-SURVEY_GROUPS = 8  # of the generated survey, if there are not more nodes
+SURVEY_GROUPS = 8  # of generated data, if there are not more nodes
+RESPONDENTS = (20, 400)  # a pair of summaries is judged by few, a survey answered by many
 RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 
 
@@ -125,7 +126,7 @@ def spec_of(config: RunConfig) -> SyntheticSpec:
     return SyntheticSpec(
         groups=config.synthetic_groups or SURVEY_GROUPS,
         questions=config.synthetic_questions,
-        respondents=config.synthetic_respondents or (400 if config.dataset == "synthetic" else 1),
+        respondents=config.synthetic_respondents or RESPONDENTS[config.dataset == "synthetic"],
         seed=config.seed,
     )
 

@@ -67,7 +67,7 @@ def test_groups_disagree() -> None:
 
 def test_the_config_says_how_many_groups_and_respondents() -> None:
     config = RunConfig.default({"dataset": NAME})
-    assert (spec_of(config).groups, spec_of(config).respondents) == (SURVEY_GROUPS, 1)
+    assert (spec_of(config).groups, spec_of(config).respondents) == (SURVEY_GROUPS, 20)
     assert spec_of(for_nodes(config, 11)).groups == 11
     assert spec_of(RunConfig.default()).respondents == 400
     changed = RunConfig.default({"dataset": NAME, "synthetic-respondents": 7})
