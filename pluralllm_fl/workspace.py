@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.config import RunConfig, embedding_parts
-from pluralllm_fl.datasets import GENERATED, SyntheticSpec, load_dataset
+from pluralllm_fl.datasets import GENERATED, SyntheticSpec, load_dataset, synthetic_summaries
 from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding import TextEmbedder
 from pluralllm_fl.errors import ConfigError
@@ -20,7 +20,7 @@ from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 
 Progress = Callable[[int, int], None]
 SURVEY_GROUPS = 8  # of generated data, if there are not more nodes
-RESPONDENTS = (20, 400)  # a pair of summaries is judged by few, a survey answered by many
+RESPONDENTS = {"synthetic": 400, synthetic_summaries.NAME: 20}  # if the config says 0
 RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 
 
@@ -126,7 +126,7 @@ def spec_of(config: RunConfig) -> SyntheticSpec:
     return SyntheticSpec(
         groups=config.synthetic_groups or SURVEY_GROUPS,
         questions=config.synthetic_questions,
-        respondents=config.synthetic_respondents or RESPONDENTS[config.dataset == "synthetic"],
+        respondents=config.synthetic_respondents or RESPONDENTS.get(config.dataset, 1),
         seed=config.seed,
     )
 
