@@ -66,14 +66,10 @@ TONES = {
         ("Bad news.", "It is a scandal, and nobody takes responsibility."),
     ),
 }
-# Who judges, and what they like on the whole.
+# Who judges, and what they like on the whole; nobody dislikes details.
 READERS: tuple[tuple[str, Taste], ...] = (
-    ("Commuters", (-1.2, -0.5, 0.6)),
-    ("Analysts", (0.7, 1.4, -0.3)),
-    ("Grandparents", (0.9, -0.4, 1.2)),
-    ("Night editors", (-0.9, 0.8, -0.9)),
-    ("Students", (-0.7, 0.4, 1.0)),
-    ("Lawyers", (1.1, 0.9, -0.8)),
-    ("Activists", (0.4, -0.8, -1.3)),
-    ("Gardeners", (0.2, -1.2, 0.8)),
+    ("Commuters", (-1.2, 0.3, 0.8)),
+    ("Analysts", (0.6, 1.5, -0.6)),
+    ("Grandparents", (1.0, 0.2, 1.4)),
+    ("Night editors", (-0.9, 1.0, -0.4)),
 )

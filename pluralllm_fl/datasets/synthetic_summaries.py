@@ -86,13 +86,17 @@ def _judgements(spec: SyntheticSpec) -> Iterator[_Judgement]:
 
 
 def _groups(number: int, rng: np.random.Generator) -> dict[str, FloatArray]:
-    """Tastes by group, shape (3,): for length, detail and a warm tone."""
+    """Tastes by group, shape (3,): for length, detail and a warm tone.
+
+    Readers of different places are alike, but no two groups the same.
+    """
     found = {}
     for g in range(number):
-        era, kind = divmod(g, len(texts.READERS))
+        town, kind = divmod(g, len(texts.READERS))
+        era, place = divmod(town, len(texts.PLACES))
         name, centre = texts.READERS[kind]
         taste = np.array(centre) + _SPREAD * rng.standard_normal(3)
-        found[name + (f" {era + 1}" if era else "")] = taste
+        found[f"{name} of {texts.PLACES[place]}" + (f" {era + 1}" if era else "")] = taste
     return found
 
 
