@@ -48,8 +48,10 @@ class PreferencePredictor(nn.Module):
 
     Examples
     --------
-    >>> context = predictor.encode_context(answered)      # once per group
-    >>> prediction = predictor.score(context, questions)  # any number of targets, one pass
+    Encode once per group, then score any number of targets in one pass::
+
+        context = predictor.encode_context(answered)
+        prediction = predictor.score(context, questions)
     """
 
     def __init__(self, config: PredictorConfig) -> None:
