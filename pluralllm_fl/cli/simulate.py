@@ -44,8 +44,9 @@ from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
 from pluralllm_fl.formats import duration
 from pluralllm_fl.runs.artefacts import RunDirectory
-from pluralllm_fl.runs.lookup import close_run, read_json
+from pluralllm_fl.runs.lookup import close_run
 from pluralllm_fl.runs.progress import EventTail, RoundProgress
+from pluralllm_fl.runs.record import RunRecord, read_json
 
 if TYPE_CHECKING:
     from pluralllm_fl.preferences import PreferenceDataset
@@ -261,7 +262,7 @@ class _Simulation:
         recorded, record = None, self.folder / "run.json"
         # A refused resume leaves run.json as it was, with the old error.
         if record.is_file() and record.stat().st_mtime > self.began:
-            recorded = read_json(record).get("error")
+            recorded = RunRecord.read(self.folder).error
         cause = recorded or outcome.details or last_lines(self.log) or "no reason given"
         close_run(self.folder, "failed", cause)
         show_error(FederationError(cause), f"Flower's log: {self.log}", *self._resume_hint())

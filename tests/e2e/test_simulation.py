@@ -104,7 +104,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, module_mark: str) -> I
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     saved = until(
-        lambda: list(output.glob("*/checkpoints/round-0001")) or process.poll() is not None, 150
+        lambda: list(output.glob("*/checkpoints/round-0001")) or process.poll() is not None, 250
     )
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=60)[0]

@@ -17,8 +17,9 @@ from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import RunDirectory, write_directory
 from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
-from pluralllm_fl.runs.lookup import close_run, read_json
+from pluralllm_fl.runs.lookup import close_run
 from pluralllm_fl.runs.progress import EventTail
+from pluralllm_fl.runs.record import read_json
 
 DEEP = b"[" * 10**5
 ODD_FILES = {
