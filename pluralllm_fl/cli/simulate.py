@@ -50,7 +50,7 @@ from pluralllm_fl.runs.record import RunRecord, read_json
 
 if TYPE_CHECKING:
     from pluralllm_fl.preferences import PreferenceDataset
-    from pluralllm_fl.processes.launcher import Outcome, PrivateSuperLink
+    from pluralllm_fl.processes.launcher import PrivateSuperLink, RunEnd
 
 
 @guarded
@@ -166,7 +166,7 @@ class _Simulation:
         if outcome.status != "completed":
             self._failed(outcome)
 
-    def _follow(self, superlink: "PrivateSuperLink", supernodes: int) -> "Outcome":
+    def _follow(self, superlink: "PrivateSuperLink", supernodes: int) -> "RunEnd":
         tail = EventTail(self.folder / "metrics.jsonl", since=time.time())
         with RoundProgress(self.console, tail) as progress:
 
@@ -256,7 +256,7 @@ class _Simulation:
         labelled(self.console, "report", write_report(self.folder))
         show_warnings(self.console, summary.get("warnings", []))
 
-    def _failed(self, outcome: "Outcome") -> None:
+    def _failed(self, outcome: "RunEnd") -> None:
         from pluralllm_fl.processes.launcher import last_lines
 
         recorded, record = None, self.folder / "run.json"
@@ -327,10 +327,11 @@ def _check_gpus(config: RunConfig, gpus: float) -> None:
 def _uniform_alignment(dataset: "PreferenceDataset", group: str) -> float:
     import numpy as np
 
+    from pluralllm_fl.arrays import owners
     from pluralllm_fl.metrics import alignment, uniform_like
 
     answers = list(dataset.groups[group].answers.values())
-    question = np.repeat(np.arange(len(answers)), [len(p) for p in answers])
+    question = owners([len(p) for p in answers])
     return float(alignment(uniform_like(question), np.concatenate(answers), question).mean())
 
 

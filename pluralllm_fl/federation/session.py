@@ -36,7 +36,7 @@ from pluralllm_fl.runs.artefacts import (
     write_atomic,
     write_directory,
 )
-from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
+from pluralllm_fl.runs.checkpoint import Checkpoint, RunState
 from pluralllm_fl.runs.record import SCHEMA
 from pluralllm_fl.strategies import state as strategy_state
 from pluralllm_fl.wire.records import to_arrays, to_record
@@ -257,7 +257,7 @@ class _Session:
         callbacks += [stopping] if stopping else []
         return stopping, [*callbacks, self.writer]
 
-    def _state(self, roster: Roster, model: Model) -> tuple[Strategy, Progress]:
+    def _state(self, roster: Roster, model: Model) -> tuple[Strategy, RunState]:
         """Return strategy and progress: fresh ones, or those of the checkpoint."""
         config = self.config
         strategy = strategies.build(
@@ -268,7 +268,7 @@ class _Session:
         )
         strategies.check_private(strategy, config)
         arrays = to_arrays(ArrayRecord(model.state_dict()))
-        progress = Progress(arrays)
+        progress = RunState(arrays)
         if self.start is not None:
             progress = self.start.progress
             shapes = {k: (v.shape, v.dtype) for k, v in arrays.items()}
@@ -381,7 +381,7 @@ def _save_model(directory: RunDirectory, model: Model, loop: RoundLoop) -> None:
     write_directory(directory.path / "model", lambda path: model.save_pretrained(path))
 
 
-def _save_summary(directory: RunDirectory, progress: Progress, warnings: list[str]) -> None:
+def _save_summary(directory: RunDirectory, progress: RunState, warnings: list[str]) -> None:
     final = progress.evaluation or {}
     directory.write_json(
         "summary.json",
