@@ -103,7 +103,7 @@ def save_policy(policy: Policy, folder: Path, files: Mapping[str, bytes] | None 
         for name, content in (files or {}).items():
             write_atomic(temporary / name, content)
 
-    with _silent():
+    with silent():
         write_directory(folder, fill)
 
 
@@ -177,7 +177,7 @@ def _explained(name: str, gguf: bool) -> Iterator[None]:
     """Turn whatever transformers raises into a ConfigError, and keep its bars off the terminal."""
     try:
         # The GGUF reader's bar heeds no setting.
-        with _silent(), redirect_stderr(StringIO()) if gguf else nullcontext():
+        with silent(), redirect_stderr(StringIO()) if gguf else nullcontext():
             yield
     except Exception as error:  # other people's code: it raises whatever comes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -189,7 +189,8 @@ def _explained(name: str, gguf: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
+    """Keep transformers' bars and reports off the terminal."""
     import transformers
 
     log: Any = transformers.utils.logging

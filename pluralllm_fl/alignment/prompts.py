@@ -7,16 +7,16 @@ B. Yes
 Answer with the letter that this group would choose: Spain
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice, repeat
 from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
 from pluralllm_fl.alignment.policy import Policy
-from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import Question
 
@@ -148,17 +148,22 @@ class Prompts:
         return ids
 
 
-def shuffled(
-    questions: Sequence[Question], groups: Sequence[str | None], seed: int
-) -> Iterator[tuple[Question, str | None, IntArray]]:
-    """Yield every question for every group, in random order, with a random order of its options.
+def shuffled(sizes: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield (question, order of its options): in random order, pass after pass.
 
     A policy that sees every order cannot learn a letter instead of an answer.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of options of each question.
+    count : int
+        How many to yield.
     """
     rng = np.random.default_rng(seed)
-    for place in rng.permutation(len(questions) * len(groups)):
-        question = questions[place // len(groups)]
-        yield question, groups[place % len(groups)], rng.permutation(len(question.options))
+    places = chain.from_iterable(rng.permutation(len(sizes)).tolist() for _ in repeat(None))
+    for place in islice(places, count):
+        yield place, rng.permutation(sizes[place]).tolist()
 
 
 def survey_rows(
@@ -166,25 +171,33 @@ def survey_rows(
     questions: Sequence[Question],
     groups: Sequence[str | None],
     seed: int = 0,
-) -> list[Mapping[str, Any]]:
-    """Return rows for TRL: every question for every group, in the order of `shuffled`.
+    count: int | None = None,
+) -> list[dict[str, Any]]:
+    """Return rows for TRL: questions for groups, in the order of `shuffled`.
 
     Parameters
     ----------
     groups : sequence of str or None
         ``[None]`` for a policy that is asked without a group.
+    count : int, optional
+        Number of rows; None: every question once for every group.
 
     Returns
     -------
     list of dict
         ``prompt``; ``question``, its text; ``options`` in the order of the letters; ``group``.
     """
-    return [
-        {
-            "prompt": prompts.ask(question, group, order.tolist()),
-            "question": question.text,
-            "options": [question.options[i] for i in order],
-            "group": group,
-        }
-        for question, group, order in shuffled(questions, groups, seed)
-    ]
+    asked = [(question, group) for question in questions for group in groups]
+    sizes = [len(question.options) for question, _ in asked]
+    rows = []
+    for place, order in shuffled(sizes, len(asked) if count is None else count, seed):
+        question, group = asked[place]
+        rows.append(
+            {
+                "prompt": prompts.ask(question, group, order),
+                "question": question.text,
+                "options": [question.options[i] for i in order],
+                "group": group,
+            }
+        )
+    return rows
