@@ -52,9 +52,7 @@ class LetterAnswer:
 
     def first_order(self) -> "LetterAnswer":
         """Return the answer in the question's own order alone."""
-        return replace(
-            self, orders=self.orders[:1], log_probability=self.log_probability[:1]
-        )
+        return replace(self, orders=self.orders[:1], log_probability=self.log_probability[:1])
 
     def less(self, prior: FloatArray) -> FloatArray:
         """Return the shares of the options with `prior`, (options,), off the letters' logits."""

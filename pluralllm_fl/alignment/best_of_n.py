@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pluralllm_fl.alignment.answering import write
 from pluralllm_fl.alignment.matching import stated_option
 from pluralllm_fl.alignment.policy import Policy
 from pluralllm_fl.alignment.prompts import Prompts
 from pluralllm_fl.arrays import FloatArray
-from pluralllm_fl.datasets.answers import asked
-from pluralllm_fl.datasets.fields import BadRow
+from pluralllm_fl.datasets.fields import BadRow, options_of, text_of
 from pluralllm_fl.datasets.files import open_rows
 from pluralllm_fl.errors import ConfigError, DatasetError
 from pluralllm_fl.inference import ConditionedGroup
@@ -64,7 +64,9 @@ def pick_distribution(policy: FloatArray, predicted: FloatArray, n: int) -> Floa
         For n below 1.
     """
     require_candidates(n)
-    worst_first = np.lexsort((-np.arange(len(predicted)), predicted))  # of equal ones the first wins
+    worst_first = np.lexsort(
+        (-np.arange(len(predicted)), predicted)
+    )  # of equal ones the first wins
     share = policy[worst_first] / policy.sum()
     below = np.append(np.cumsum(share[:-1]), 1.0)
     found = np.empty(len(policy))
@@ -96,25 +98,17 @@ def read_prompts(path: Path) -> list[Prompted]:
     """
     file, found = open_rows(path), []
     for line, row in file.rows:
-        if isinstance(row, BadRow):
-            raise DatasetError(f"{path}, {file.unit or 'line '}{line}: {row.reason}")
         try:
-            found.append(_prompted(row))
-        except ConfigError as error:
-            raise DatasetError(f"{path}, {file.unit or 'line '}{line}: {error}") from None
+            if isinstance(row, BadRow):
+                raise row
+            given = row.get("options") is not None
+            options = options_of(row, "options") if given else ()
+            found.append(Prompted(text_of(row, "prompt").strip(), options))
+        except BadRow as bad:
+            raise DatasetError(f"{path}, {file.unit or 'line '}{line}: {bad}.") from None
     if not found:
         raise DatasetError(f"{path} holds no prompt.")
     return found
-
-
-def _prompted(row: Mapping[str, Any]) -> Prompted:
-    text, options = row.get("prompt"), row.get("options")
-    if not isinstance(text, str) or not text.strip():
-        raise ConfigError("no text in 'prompt'.")
-    if options is None:
-        return Prompted(text.strip())
-    question = asked((text, options))
-    return Prompted(question.text, question.options)
 
 
 def written_picks(
@@ -123,6 +117,7 @@ def written_picks(
     groups: Mapping[str, ConditionedGroup],
     n: int,
     *,
+    seed: int = 0,
     chat: bool | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Let the policy write n answers to each prompt, and yield each group's pick.
@@ -132,6 +127,7 @@ def written_picks(
     """
     require_candidates(n)
     prompts = Prompts.of(policy, chat)
+    torch.manual_seed(seed)
     for prompt in prompted:
         if prompt.options:
             question = Question(prompt.text, prompt.options)

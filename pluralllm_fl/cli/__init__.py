@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pluralllm_fl import __version__
-from pluralllm_fl.cli.align import align
+from pluralllm_fl.cli.align_evaluate import align
 from pluralllm_fl.cli.audit import audit
 from pluralllm_fl.cli.baselines import baselines
 from pluralllm_fl.cli.bench import bench
