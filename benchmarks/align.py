@@ -3,8 +3,8 @@
 Trains the default configuration once and asks a policy every test question once, without naming a
 group, in up to four orders of the options. Then, over seeds, draws 100 test questions and the 20
 answers that the predictor reads of each group. Best of n is computed exactly: no answer is drawn.
-Prints tables and writes align.json beside this file. It keeps the policy's letters, so that the same
-policy is not asked again.
+Prints a table and writes align.json beside this file. It keeps the policy's letters, so that the
+same policy is not asked again.
 
     python benchmarks/align.py --dataset path/to/global_opinions.csv --policy path/to/policy
 """
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def fitted(pluralist: Pluralist, workspace: Any, seed: int) -> Subject:
-    """Fit the predictor to a draw of each group's answers, on the split that it was trained with."""
+    """Fit the predictor to a draw of each group's answers, on the split of the training."""
     for group in workspace.groups:
         workspace.table(group)  # built now: its split is by the training's seed
     drawn = replace(workspace, config=replace(workspace.config, seed=seed))
