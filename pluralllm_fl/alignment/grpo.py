@@ -10,7 +10,7 @@ from pluralllm_fl.alignment.policy import Policy
 from pluralllm_fl.alignment.training import Aligned, OnStep, Training, arguments, finish, start
 from pluralllm_fl.errors import ConfigError
 
-SILENT_BATCHES = 10  # as many without any reward in a row end the training
+PATIENCE = 10  # steps in a row without any reward that end the training
 
 
 def grpo(
@@ -48,8 +48,8 @@ def grpo(
     Raises
     ------
     ConfigError
-        If TRL or PEFT are missing, for a reward that is not finite, or where no completion gets
-        one for long.
+        If TRL or PEFT are missing, for a reward that is not finite, or if no completion gets one
+        in 10 steps (in all of them, if they are fewer).
     """
     training = training or Training()
     if generations < 2:
@@ -61,7 +61,7 @@ def grpo(
     with TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             policy.model,
-            reward_funcs=_watched(reward),
+            reward_funcs=_watched(reward, min(PATIENCE, training.steps)),
             args=GRPOConfig(
                 per_device_train_batch_size=training.batch * generations,
                 num_generations=generations,
@@ -78,7 +78,7 @@ def grpo(
         return finish(trainer, policy, on_step)
 
 
-def _watched(reward: Reward) -> Reward:
+def _watched(reward: Reward, patience: int) -> Reward:
     """Refuse rewards that would spoil the policy, or leave it as it is, without a word."""
     silent = 0
 
@@ -90,9 +90,9 @@ def _watched(reward: Reward) -> Reward:
         if wrong := [x for x in found if x is not None and not math.isfinite(x)]:
             raise ConfigError(f"The reward function gives {wrong[0]}. Give None for no reward.")
         silent = 0 if any(x is not None for x in found) else silent + 1
-        if silent == SILENT_BATCHES:
+        if silent == patience:
             raise ConfigError(
-                f"No completion of {SILENT_BATCHES} batches in a row got a reward; the last one is "
+                f"No completion got a reward in {patience} steps; the last one is "
                 f"{completions[-1]!r:.80}. Give completions that are no option a penalty "
                 "(unmatched), allow longer ones, or reward groups that have answers."
             )

@@ -1,6 +1,7 @@
 """What the trainers of a policy share: settings, LoRA, the end."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,8 +110,13 @@ def finish(trainer: Any, policy: Policy, on_step: OnStep | None) -> Aligned:
     trainer.add_callback(_steps(on_step or (lambda _step, _logs: None)))
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    history = [_told(entry) for entry in trainer.state.log_history if "loss" in entry]
     return Aligned(Policy(model.eval(), policy.tokenizer, policy.source), history)
+
+
+def _told(entry: dict[str, float]) -> dict[str, float]:
+    """Keep the numbers of a step; what no completion had is NaN."""
+    return {key: value for key, value in entry.items() if math.isfinite(value)}
 
 
 def _steps(on_step: OnStep) -> Any:
@@ -118,8 +124,14 @@ def _steps(on_step: OnStep) -> Any:
 
     class Steps(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, **told: Any) -> None:  # noqa: ARG002
-            if "loss" in told["logs"]:
-                on_step(state.global_step, told["logs"])
+            logs = told["logs"]
+            if "loss" not in logs:  # the end
+                return
+            if not math.isfinite(logs["loss"]):
+                raise ConfigError(
+                    f"The loss is {logs['loss']} at step {state.global_step}: lower learning-rate."
+                )
+            on_step(state.global_step, logs)
 
     return Steps()
 

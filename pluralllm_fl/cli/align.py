@@ -268,7 +268,10 @@ def _finish(
 
     seconds = time.monotonic() - work.started
     record = {"method": method, **how, **_record(work), "seconds": round(seconds, 1)}
-    record["history"] = aligned.history
+    record["history"] = [
+        {key: entry[key] for key in ("step", "loss", "reward") if key in entry}
+        for entry in aligned.history
+    ]
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     save_policy(aligned.policy, work.output, {RECORD: text.encode(), **(files or {})})
     console, subject = output(), work.subject
@@ -277,7 +280,7 @@ def _finish(
     if subject.left_out:
         labelled(console, "left out", f"{subject.left_out} with more options than letters")
     measure = "reward" if method == "grpo" else "loss"
-    values = [entry[measure] for entry in aligned.history]
+    values = [entry[measure] for entry in aligned.history if measure in entry]
     tenth = max(1, len(values) // 10)
     labelled(
         console, measure,
@@ -327,10 +330,8 @@ def _progress(steps: int) -> Iterator["OnStep"]:
         task = bar.add_task("training", total=steps)
 
         def on_step(step: int, logs: Mapping[str, float]) -> None:
-            shown = (
-                f"reward {logs['reward']:.3f}" if "reward" in logs else f"loss {logs['loss']:.3f}"
-            )
-            bar.update(task, completed=step, description=f"training, {shown}")
+            shown = "reward" if "reward" in logs else "loss"
+            bar.update(task, completed=step, description=f"{shown} {logs[shown]:.3f}")
 
         with quiet():
             yield on_step
