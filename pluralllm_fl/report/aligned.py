@@ -46,12 +46,10 @@ def verdict(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         if row is None or cell["questions"] != "new":
             continue
         parts = []
-        for name in ("uniform", DEBIASED):
+        for name, told in (("uniform", "uniform"), (DEBIASED, "the debiased base")):
             mean, ends = row["above"][name]["mean"], row["above"][name]["interval"]
-            known = f" ({ends[0]:+.3f} to {ends[1]:+.3f})" if ends else ""
-            parts.append(
-                f"{mean:+.3f}{known} to {name.replace('base, debiased', 'the debiased base')}"
-            )
+            known = f" (95% interval {ends[0]:+.3f} to {ends[1]:+.3f})" if ends else ""
+            parts.append(f"{mean:+.3f}{known} against {told}")
         text = (
             f"On new questions, {cell['side']} groups: alignment {row['alignment']:.3f}; "
             f"{' and '.join(parts)}."
