@@ -137,7 +137,7 @@ def references(papers: Sequence[Sheet]) -> dict[str, Given]:
         "uniform": lambda sheet: uniform_like(sheet.question),
         "marginal": lambda sheet: sheet.marginal,
         "predictor": lambda sheet: sheet.predicted,
-        "predictor, one answer for all": lambda sheet: sheet.flat(shared[sheet.kind]),
+        "predictor, for all": lambda sheet: sheet.flat(shared[sheet.kind]),
     }
 
 

@@ -194,17 +194,17 @@ def evaluate(
 
 def _show_cell(console: Console, cell: Mapping[str, Any]) -> None:
     """Print one side and kind of questions: a row for each kind of answers."""
+    console.print(f"{cell['side']} groups, {cell['questions']} questions", style="bold")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{cell['side']} groups, {cell['questions']} questions", no_wrap=True)
-    for title in ("alignment", "95%", "top\nchoice", "agree", "reward", "worst", "CoV", "KL"):
-        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("", "align", "95%", "top", "agree", "reward", "worst", "KL"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for name, row in cell["rows"].items():
         ends = row["interval"]
         table.add_row(
             name,
             f"{row['alignment']:.3f}",
             f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else "–",
-            *(f"{row[key]:.3f}" for key in ("top", "agreement", "reward", "min", "cov")),
+            *(f"{row[key]:.3f}" for key in ("top", "agreement", "reward", "min")),
             f"{row['divergence']:.3f}" if "divergence" in row else "–",
         )
     console.print(table)

@@ -28,6 +28,7 @@ def render(result: Mapping[str, Any]) -> str:
         .get_template("aligned.html.j2")
         .render(
             name=PurePath(str(result["policy"])).name,
+            dataset=PurePath(str(result["dataset"])).name,
             result=result,
             exam=result["exam"],
             sentences=verdict(cells),

@@ -89,7 +89,7 @@ def test_every_side_and_kind_stands_beside_its_references(
     ]  # fmt: skip
     for cell in evaluated["cells"]:
         assert [*cell["rows"]] == [
-            "uniform", "marginal", "predictor", "predictor, one answer for all", "base",
+            "uniform", "marginal", "predictor", "predictor, for all", "base",
             "base, one order", "base, debiased", "policy", "policy, no group named",
             "policy, as written",
         ]  # fmt: skip
