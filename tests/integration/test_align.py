@@ -191,12 +191,12 @@ def test_the_commands(run: Path, answering: Path, tmp_path: Path, method: str, h
     [
         ("sft", ["--groups", "Nowhere"], "Unknown group 'Nowhere'"),
         ("sft", ["--groups", ";"], 'Name groups as "A;B;…"'),
-        ("dpo", ["--aggregate", "means"], "Did you mean 'mean'?"),
+        ("dpo", ["--aggregate", "means"], "'means' is not one of 'mean'"),
         ("sft", ["--context-questions", "900"], "context-questions = 900 needs at least 901"),
         ("sft", ["--policy", "."], "is not a policy: it holds no config.json"),
         ("sft", ["--output", "."], "is there already: name a new folder as --output"),
         ("sft", ["--learning-rate", "-1"], "learning-rate = -1.0: must be above 0"),
-        ("grpo", ["--aim", "wisdom"], "must be one of distribution, agreement"),
+        ("grpo", ["--aim", "wisdom"], "'wisdom' is not one of 'distribution'"),
         ("grpo", ["--aggregate", "log-mean"], "needs rewards above 0"),
     ],
 )
