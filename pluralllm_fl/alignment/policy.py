@@ -1,7 +1,7 @@
 """A policy: the language model that is aligned, loaded from where it lies and saved as safetensors.
 
->>> policy = load_policy("SmolLM2-135M-Instruct.Q4_1.gguf")
->>> save_policy(policy, Path("policies/smollm2"))  # loads 50 times faster than the GGUF file
+A policy saved once loads far faster than the GGUF file that it came from: SmolLM2-135M in 1 s
+instead of half a minute.
 """
 
 import importlib.util

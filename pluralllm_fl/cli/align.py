@@ -30,6 +30,9 @@ Pool = Annotated[
     Literal["mean", "minimum", "maximum", "log-mean", "per-group"],
     typer.Option(help="One policy for all groups, by such a pool; or one that is told the group."),
 ]
+RewardPool = Literal[
+    "mean", "minimum", "maximum", "log-mean", "history-weights", "fairness-switch", "per-group"
+]
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
 Batch = Annotated[int, typer.Option(min=1, help="Prompts of a step.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
@@ -117,15 +120,7 @@ def grpo(
     groups: Groups = "seen",
     context_questions: Context = 20,
     aggregate: Annotated[
-        Literal[
-            "mean",
-            "minimum",
-            "maximum",
-            "log-mean",
-            "history-weights",
-            "fairness-switch",
-            "per-group",
-        ],  # fmt: skip
+        RewardPool,
         typer.Option(help="One policy for all groups, rewarded so; or one that is told the group."),
     ] = "mean",
     aim: Annotated[
