@@ -1,9 +1,4 @@
-"""How a policy answers survey questions: by the letters' probabilities, or by what it writes.
-
->>> (answer,) = letter_answers(policy, [(Question("Tea?", ("Yes", "No")), None)])
->>> answer.distribution  # over the options, mean over their orders
-array([0.62, 0.38])
-"""
+"""How a policy answers survey questions: by the letters' probabilities, or by what it writes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +69,9 @@ def rotations(options: int, count: int) -> IntArray:
 
     Each is a rotation. With all of them every option has every letter once, so that a policy that
     looks at the letter alone comes out uniform.
+
+    >>> rotations(4, 2).tolist()
+    [[0, 1, 2, 3], [2, 3, 0, 1]]
     """
     if count < 1:
         raise ConfigError(f"orders = {count}: must be at least 1.")
