@@ -59,6 +59,8 @@ def best_of_n(
     from pluralllm_fl.alignment.policy import load_policy
     from pluralllm_fl.alignment.targets import open_subject
 
+    if not output_file.parent.is_dir():
+        raise ConfigError(f"{output_file.parent} is not a folder: create it first.")
     asked = read_prompts(prompts) if prompts else None
     folder = resolve_run(run)
     given = load_policy(policy, device)
@@ -164,7 +166,7 @@ def evaluate(
     place = output_dir or Path(policy)
     if not place.is_dir():
         raise ConfigError(f"{place} is not a folder: name one that exists with --output.")
-    folder, record = resolve_run(run), read_record(Path(policy))
+    folder, record = resolve_run(run), read_record(Path(policy)) if Path(policy).is_dir() else {}
     base = base or record.get("policy")
     named = record.get("aggregate") == "per-group" if named is None else named
     exam = Exam(questions, orders, samples, named, False if plain else record.get("chat"), seed)

@@ -149,6 +149,7 @@ def test_best_of_n_of_a_file_of_prompts(folder: Path, tmp_path: Path) -> None:
     ("best-of-n", ("--n", "0", "--output", "x"), "0 is not in the range"),
     ("best-of-n", ("--groups", "Atlantis", "--output", "x"), "Unknown group 'Atlantis'"),
     ("best-of-n", ("--prompts", "none.jsonl", "--output", "x"), "does not exist"),
+    ("best-of-n", ("--output", "nowhere/picks.jsonl"), "nowhere is not a folder"),
     ("evaluate", ("--output", "nowhere"), "not a folder"),
 ])  # fmt: skip
 def test_what_cannot_work_is_told(
