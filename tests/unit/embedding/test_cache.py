@@ -63,8 +63,8 @@ def embed_in_process(model: str, cache_dir: str) -> tuple[list[tuple[int, int]],
 
 
 def test_parallel_processes_embed_once(causal: Path, tmp_path: Path) -> None:
-    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(embed_in_process, str(causal), str(tmp_path)) for _ in range(3)]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(embed_in_process, str(causal), str(tmp_path)) for _ in range(2)]
         results = [job.result(timeout=120) for job in jobs]
     computed = [calls for calls, _ in results if calls != [(8, 8)]]
     assert len(computed) == 1
