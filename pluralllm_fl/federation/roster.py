@@ -13,6 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from pluralllm_fl.errors import FederationError, nearest
+from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.lost_messages import GONE
 from pluralllm_fl.wire.messages import Introduction, query
 
@@ -33,6 +34,7 @@ class Roster:
     """The nodes of a run, sorted by group name; a node's rank (from 1) is its place here."""
 
     nodes: list[Node]
+    keys: NodeKeys | None = None
     _strangers: "_Query | None" = None
 
     @property
@@ -113,13 +115,14 @@ class Roster:
             del query.nodes[node.node_id]
             admitted.append(node)
             logger.info("Node of group '%s' joined.", node.group)
-        query.errors.clear()  # whoever mends a refused node is asked again
+        query.errors.clear()
+        query.refused.clear()  # whoever mends a refused node is asked again
         return admitted
 
     def _meet(self, grid: Grid) -> tuple[set[int], "_Query"]:
         """Return the ids now online and the introductions of nodes that are not in the roster."""
         if self._strangers is None:
-            self._strangers = _Query(grid)
+            self._strangers = _Query(grid, self.keys)
         online = set(grid.get_node_ids())
         self._strangers.open(online - {node.node_id for node in self.nodes})
         return online, self._strangers
@@ -139,6 +142,7 @@ def collect(
     answer_timeout: float = 0.0,
     seen: Collection[str] = (),
     unseen: Collection[str] = (),
+    keys: NodeKeys | None = None,
 ) -> Roster:
     """Query every node until the expected number has answered.
 
@@ -156,6 +160,8 @@ def collect(
         machine takes as long as loading the language model and embedding every text.
     seen, unseen : collection of str
         The run's own lists of groups; empty: none.
+    keys : NodeKeys, optional
+        Whose node may hold which group.
 
     Raises
     ------
@@ -164,7 +170,7 @@ def collect(
         number of groups, a group is there twice, groups or roles are not those of the lists, no
         node trains or one has nothing to train on, or dimensions differ.
     """
-    query = _Query(grid)
+    query = _Query(grid, keys)
     start = news = time.monotonic()
     while True:
         waited = time.monotonic() - start  # before the last look
@@ -172,6 +178,7 @@ def collect(
         query.open(online)
         for gone in query.errors.keys() - online:  # or it came back mended, under another id
             del query.errors[gone]
+            query.refused.discard(gone)
         nodes = list(query.nodes.values())
         working = len(online & set(query.pending.values()))
         late = waited > join_timeout + (answer_timeout if working else 0.0)
@@ -183,9 +190,11 @@ def collect(
             )  # fmt: skip
         _check_simulation(nodes, expected_nodes)
         deployed = expected_nodes > 0 and not any(node.groups for node in nodes)
-        # A deployment waits for nodes that are still to come, and does without a broken one.
-        missed = expected_nodes - len(nodes) if deployed else len(query.errors)
-        if not query.pending and 0 < missed <= len(query.errors):
+        # A deployment waits for nodes that are still to come, and does without a broken one. Who
+        # passes for another is not the one that is still to come.
+        broken = len(query.errors) - len(query.refused)
+        missed = expected_nodes - len(nodes) if deployed else broken
+        if not query.pending and 0 < missed <= broken:
             raise FederationError(f"{len(query.errors)} node(s) cannot take part: {query.reasons}")
         expected = expected_nodes or max((node.groups for node in nodes), default=0)
         if nodes and not expected:
@@ -199,7 +208,7 @@ def collect(
                 logger.warning("%d node(s) are left out: %s", len(query.errors), query.reasons)
             _check_number(nodes, expected)
             _check_lists(nodes, expected, seen, unseen)
-            return Roster(_checked(nodes, unseen))
+            return Roster(_checked(nodes, unseen), keys)
         if late:
             raise FederationError(_missing(nodes, expected, join_timeout, working, query.reasons))
         pause()
@@ -231,10 +240,12 @@ def pause(seconds: float = 0.1) -> None:
 class _Query:
     """Outstanding queries and the answers so far, by node id."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, keys: NodeKeys | None) -> None:
         self.grid = grid
+        self.keys = keys
         self.nodes: dict[int, Node] = {}
         self.errors: dict[int, str] = {}
+        self.refused: set[int] = set()  # those of the errors who passed for another
         self.pending: dict[str, int] = {}
 
     @property
@@ -264,9 +275,16 @@ class _Query:
             return
         try:
             introduction = Introduction.parse(reply.content)
-            self.nodes[node_id] = Node(**asdict(introduction), node_id=node_id)
         except (KeyError, TypeError, ValueError) as error:
             self.errors[node_id] = f"unreadable introduction of a node ({error!r})"
+            return
+        problem = self.keys.problem(node_id, introduction) if self.keys else ""
+        if problem:
+            logger.warning("Refused: %s", problem)
+            self.errors[node_id] = problem
+            self.refused.add(node_id)
+            return
+        self.nodes[node_id] = Node(**asdict(introduction), node_id=node_id)
 
 
 def _check_simulation(nodes: list[Node], expected_nodes: int) -> None:

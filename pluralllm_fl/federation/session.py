@@ -25,6 +25,7 @@ from pluralllm_fl.federation.callbacks import (
     MetricsLog,
 )
 from pluralllm_fl.federation.grid import GuardedGrid
+from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
 from pluralllm_fl.federation.roster import Roster, collect
 from pluralllm_fl.formats import toml
@@ -48,6 +49,7 @@ FREE_ON_RESUME = frozenset(
         "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
         "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
         "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm", "max-update-ratio",
+        "node-keys",
     }
 )  # fmt: skip
 _PACKAGES = ("torch", "flwr", "ray", "numpy", "transformers")
@@ -143,7 +145,13 @@ class _Session:
             answer_timeout=config.round_timeout,
             seen=config.seen,
             unseen=config.unseen,
+            keys=NodeKeys(self.grid, config.node_keys),
         )
+        if not (roster.simulated or config.node_keys):
+            logger.warning(
+                "The nodes' keys are not bound to groups: any registered node can say that it is "
+                "any group. docs/deploy.md says how to bind them (node-keys)."
+            )
         found = _found(config, roster)
         if self.start is not None:
             _check_same(directory, roster, config)

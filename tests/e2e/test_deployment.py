@@ -102,6 +102,7 @@ def federation(
             deployment.start_node(group)
         deployment.start_run()
         deployment.wait(lambda: deployment.status == "running", 120, "the run to look for nodes")
+        impersonate(deployment, LATE, TRAINING[-1])
         deployment.start_node(TRAINING[-1])
         deployment.wait(lambda: deployment.round >= 1, 300, "round 1")
         yield deployment
@@ -114,6 +115,17 @@ def mount(folder: Path) -> Any:
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
         return lambda: None
     return lambda: subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def impersonate(deployment: Deployment, holder: str, group: str) -> None:
+    """Let a node that is only evaluated pass for a group that trains and is not there yet."""
+    settings = deployment.node(holder) / "node.env"
+    honest, data = settings.read_text(), deployment.node(group) / "answers.jsonl"
+    settings.write_text(f"{honest}\nGROUP='{group}'\nROLE=train\nDATASET_PATH='{data}'\n")
+    liar, server = deployment.start_node(holder), deployment.units["superlink"]
+    deployment.wait(lambda: "Refused" in server.text(), 120, f"{holder} to be refused as {group}")
+    liar.stop()
+    settings.write_text(honest)
 
 
 def embed(deployment: Deployment) -> None:
@@ -246,6 +258,13 @@ def test_node_that_leaves_and_comes_back(node_faults: Deployment) -> None:
         node_faults, LEFT
     )[0]  # fmt: skip
     assert LEFT in told(node_faults, "node_back")
+
+
+def test_a_key_does_not_pass_for_another_group_or_role(federation: Deployment) -> None:
+    named = f"The node with the key of '{LATE}' (evaluate) says it is '{TRAINING[-1]}' (train)."
+    assert named in federation.units["superlink"].text()
+    groups = [node["group"] for node in federation.events("roster")[0]["nodes"]]
+    assert groups == sorted([*TRAINING, UNSEEN])
 
 
 def test_node_that_comes_late_is_taken_in(node_faults: Deployment) -> None:
