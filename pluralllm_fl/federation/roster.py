@@ -87,7 +87,7 @@ class Roster:
             if node.fingerprint != before.fingerprint:
                 self._refuse(node, "its data changed since the run began")
                 continue
-            if (node.embedding, node.dimension) != (before.embedding, before.dimension):
+            if _model(node) != _model(before):
                 self._refuse(node, "its language model changed since the run began")
                 continue
             self.nodes[place] = replace(before, node_id=node.node_id)
@@ -328,13 +328,29 @@ def _checked(nodes: list[Node], unseen: Collection[str]) -> list[Node]:
         raise FederationError(
             "No node trains: every group is evaluate-only. Name at least one group in seen-groups."
         )
-    if len({(node.dimension, node.embedding) for node in nodes}) > 1:
-        listed = ", ".join(f"{n.group}: {n.embedding} ({n.dimension} dimensions)" for n in nodes)
+    if len(set(map(_model, nodes))) > 1:
+        listed = ", ".join(
+            f"{n.group}: {n.embedding} ({n.dimension} dimensions, {n.dtype} on {n.device})"
+            for n in nodes
+        )
         raise FederationError(
             f"The nodes embed questions differently: {listed}. All nodes must use the same "
-            "embedding-model and version of pluralllm-fl."
+            "embedding-model and version of pluralllm-fl; large models compute in float32 on CPU "
+            "only (device = 'cpu' in --node-config)."
+        )
+    devices = {node.device: node.group for node in nodes}
+    if len(devices) > 1:
+        logger.warning(
+            "Nodes embed on different devices (%s). Their vectors differ by about 1e-6: results "
+            "are not bit-identical with those of one device.",
+            ", ".join(f"{device}: {group}" for device, group in sorted(devices.items())),
         )
     return nodes
+
+
+def _model(node: Node) -> tuple[str, int, str]:
+    """Return what must be the same on every node for vectors to be comparable."""
+    return node.embedding, node.dimension, node.dtype
 
 
 def _check_lists(

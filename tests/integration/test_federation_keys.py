@@ -100,7 +100,7 @@ def test_a_liar_does_not_end_the_wait_for_honest_nodes(tmp_path: Path) -> None:
     assert len(events(run, "roster")[0]["nodes"]) == 5
     grid.offline.add(late)
     absent = tiny_config(tmp_path, run_name="b", expected_nodes=5, node_keys=str(grid.path))
-    with pytest.raises(FederationError, match="Waited .*key of 'Fredonia'"):
+    with pytest.raises(FederationError, match=r"Waited .*key of 'Fredonia'"):
         tiny_run(absent, grid=grid)
 
 
