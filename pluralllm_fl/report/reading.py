@@ -204,7 +204,7 @@ def _read_record(path: Path) -> Json:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtefactError(f"Cannot read {path}: {error.strerror}. {remedy}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(
             f"{path} is damaged ({error}). {remedy} whose run.json is whole, or run again."
         ) from None
@@ -223,7 +223,7 @@ def _read_optional(path: Path, run: Run) -> Json | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         run.notices.append(f"{path.name} cannot be read ({error}); this report does without it.")
         return None
     if not isinstance(content, dict):
@@ -240,7 +240,7 @@ def _read_events(path: Path, run: Run) -> Iterator[Json]:
     for line_number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             yield event

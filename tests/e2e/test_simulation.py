@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +208,8 @@ def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path, mar
         lambda: list(tmp_path.glob("*/checkpoints/round-0001")) or process.poll() is not None, 150
     )
     process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # who sends two at once does not cut the clean-up short
     text = process.communicate(timeout=60)[0]
     assert saved, text
     assert process.returncode == 130, text
@@ -224,6 +227,27 @@ def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path, mar
     assert all((weights[name] == whole[name]).all() for name in whole)
     assert read(interrupted / "summary.json")["unseen"] == read(run / "summary.json")["unseen"]
     assert "Starting Flower Simulation" in (interrupted / "flower.log").read_text()
+
+
+def test_a_reader_that_leaves_ends_the_run_with_a_word(
+    run: Path, tmp_path: Path, mark: str
+) -> None:
+    assert run.is_dir()  # its options are embedded
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(tmp_path), *ASSIGNMENTS],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while not process.stdout.readline().startswith("output"):
+        pass
+    process.stdout.close()
+    with process.stderr as errors:
+        said = errors.read()
+    assert process.wait(60) == 130
+    assert said.startswith("Interrupted: nobody reads the output any more (as after `| head`).")
+    assert "Traceback" not in said
+    assert started(mark) == []
 
 
 def test_failed_run_says_why_and_leaves_nothing_running(tmp_path: Path, mark: str) -> None:
