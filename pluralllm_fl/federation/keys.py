@@ -41,6 +41,8 @@ class NodeKeys:
         TOML with a table ``[NAME]`` of ``group`` and ``role`` for each ``keys/NAME.pub`` beside it
         (OpenSSH); an entry without its key is nobody's. Empty: there is no list, and every claim
         is taken. Changes count from the next look on.
+    tell : callable
+        Told why a node's introduction was refused.
 
     Raises
     ------
@@ -48,7 +50,8 @@ class NodeKeys:
         If the list or a key cannot be read, or the grid does not tell keys.
     """
 
-    def __init__(self, grid: Grid, path: str) -> None:
+    def __init__(self, grid: Grid, path: str, tell: Callable[[str], None]) -> None:
+        self.tell = tell
         self._path = Path(path)
         self._nodes: Callable[[], Iterable[NodeInfo]] | None = None
         self._keys: dict[int, bytes] = {}

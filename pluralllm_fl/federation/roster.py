@@ -278,9 +278,8 @@ class _Query:
         except (KeyError, TypeError, ValueError) as error:
             self.errors[node_id] = f"unreadable introduction of a node ({error!r})"
             return
-        problem = self.keys.problem(node_id, introduction) if self.keys else ""
-        if problem:
-            logger.warning("Refused: %s", problem)
+        if self.keys and (problem := self.keys.problem(node_id, introduction)):
+            self.keys.tell(problem)
             self.errors[node_id] = problem
             self.refused.add(node_id)
             return

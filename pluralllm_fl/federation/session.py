@@ -135,6 +135,7 @@ class _Session:
         self.loop: RoundLoop | None = None
         self.writer: CheckpointWriter | None = None
         self.begun = start is None
+        self.refused: set[str] = set()
 
     def run(self, build_model: ModelBuilder, learning_rate_at: LearningRate) -> None:
         config, directory = self.config, self.directory
@@ -145,7 +146,7 @@ class _Session:
             answer_timeout=config.round_timeout,
             seen=config.seen,
             unseen=config.unseen,
-            keys=NodeKeys(self.grid, config.node_keys),
+            keys=NodeKeys(self.grid, config.node_keys, self._refused),
         )
         if not (roster.simulated or config.node_keys):
             logger.warning(
@@ -247,6 +248,14 @@ class _Session:
             self.loop.emit("run_finished", **fields)
         else:
             self.directory.append_event({"event": "run_finished", "time": time.time(), **fields})
+
+    def _refused(self, reason: str) -> None:
+        """Tell of a node that passes for another, once a run."""
+        logger.warning("Refused: %s", reason)
+        if self.begun and reason not in self.refused:
+            self.refused.add(reason)
+            event = {"event": "node_refused", "time": time.time(), "reason": reason}
+            self.directory.append_event(event)
 
     def _keep(self, roster: Roster) -> None:
         self.directory.update_run(**_found(self.config, roster))

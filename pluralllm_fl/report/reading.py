@@ -270,6 +270,8 @@ def _take_event(run: Run, event: Json) -> None:
             run.retried.append(event)
         case "node_joined" | "node_back" | "message_resent":
             run.movements.append(event)
+        case "node_refused":
+            run.notices.append(f"Refused: {event.get('reason')}")
         case "early_stopped":
             run.early_stop = event
         case "run_finished" if run.status == "running" and event.get("status"):

@@ -122,8 +122,10 @@ def impersonate(deployment: Deployment, holder: str, group: str) -> None:
     settings = deployment.node(holder) / "node.env"
     honest, data = settings.read_text(), deployment.node(group) / "answers.jsonl"
     settings.write_text(f"{honest}\nGROUP='{group}'\nROLE=train\nDATASET_PATH='{data}'\n")
-    liar, server = deployment.start_node(holder), deployment.units["superlink"]
-    deployment.wait(lambda: "Refused" in server.text(), 120, f"{holder} to be refused as {group}")
+    liar = deployment.start_node(holder)
+    deployment.wait(
+        lambda: deployment.events("node_refused"), 120, f"{holder} to be refused as {group}"
+    )
     liar.stop()
     settings.write_text(honest)
 
@@ -262,7 +264,9 @@ def test_node_that_leaves_and_comes_back(node_faults: Deployment) -> None:
 
 def test_a_key_does_not_pass_for_another_group_or_role(federation: Deployment) -> None:
     named = f"The node with the key of '{LATE}' (evaluate) says it is '{TRAINING[-1]}' (train)."
-    assert named in federation.units["superlink"].text()
+    (refused,) = federation.events("node_refused")
+    assert refused["reason"].startswith(named)
+    assert named in federation.units["run"].text()
     groups = [node["group"] for node in federation.events("roster")[0]["nodes"]]
     assert groups == sorted([*TRAINING, UNSEEN])
 

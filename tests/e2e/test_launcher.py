@@ -274,7 +274,8 @@ def test_a_completed_run_stays_so_if_the_watchdog_is_killed(
     keys = toml(config.to_run_config())
     (app / "pyproject.toml").write_text(PYPROJECT.replace('behaviour = ""\nmarker = ""\n', keys))
     (app / "server_app.py").write_text(FINISHED)
-    monkeypatch.setattr("pluralllm_fl.cli.simulate.app_directory", lambda: app)
+    # By its dictionary: the name of the module is that of the command in its package.
+    monkeypatch.setitem(_Simulation._follow.__globals__, "app_directory", lambda: app)
     with PrivateSuperLink(threads=1) as superlink:
 
         def kill() -> None:

@@ -11,6 +11,7 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from pluralllm_fl.deploy.certificates import node_keys
 from pluralllm_fl.errors import FederationError
+from pluralllm_fl.report.reading import read_run
 from tests.integration.inprocess import (
     GROUPS,
     UNSEEN,
@@ -83,6 +84,9 @@ def test_the_honest_nodes_run_completes_and_the_liar_is_named(
     assert f"key of 'Fredonia' (evaluate) says it is '{group}' ({role})" in caplog.text
     assert [node["group"] for node in events(run, "roster")[0]["nodes"]] == list(GROUPS)
     assert not events(run, "node_joined")
+    (refused,) = events(run, "node_refused")
+    assert refused["reason"] in caplog.text
+    assert refused["reason"] in read_run(run).notices[0]
     alone = tiny_run(tiny_config(tmp_path, num_server_rounds=2, run_name="alone"))
     assert final_arrays(run) == final_arrays(alone)
 

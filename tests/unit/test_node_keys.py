@@ -62,30 +62,30 @@ def grid(server: Path, files: Mapping[int, str] = FILES) -> Any:
 def test_a_key_is_one_group_in_one_role(
     server: Path, node: int, group: str, role: str, words: str
 ) -> None:
-    keys = NodeKeys(grid(server), str(server / "nodes.toml"))
+    keys = NodeKeys(grid(server), str(server / "nodes.toml"), print)
     problem = keys.problem(node, claim(group, role))
     assert words in problem
     assert bool(words) == bool(problem)
 
 
 def test_a_deployed_node_does_not_pass_for_a_simulated_one(server: Path) -> None:
-    keys = NodeKeys(grid(server), str(server / "nodes.toml"))
+    keys = NodeKeys(grid(server), str(server / "nodes.toml"), print)
     assert "simulated" in keys.problem(GERMANY, claim("Germany", "train", groups=3))
 
 
 def test_without_a_list_every_claim_is_taken() -> None:
-    assert NodeKeys(SimpleNamespace(), "").problem(1, claim("Germany", "train")) == ""  # type: ignore[arg-type]
+    assert NodeKeys(SimpleNamespace(), "", print).problem(1, claim("Germany", "train")) == ""  # type: ignore[arg-type]
 
 
 def test_keys_come_and_go_while_a_run_goes_on(server: Path) -> None:
-    keys = NodeKeys(grid(server), str(server / "nodes.toml"))
+    keys = NodeKeys(grid(server), str(server / "nodes.toml"), print)
     assert not keys.problem(JAPAN, claim('"日本"', "train"))
     (server / "keys" / "group.pub").unlink()
     assert keys.problem(JAPAN, claim('"日本"', "train"))
 
     grow.add(server.parent, seen="", unseen="Kenya")
     files = {GERMANY: "germany", BRAZIL: "brazil", KENYA: "kenya"}
-    later = NodeKeys(grid(server, files), str(server / "nodes.toml"))
+    later = NodeKeys(grid(server, files), str(server / "nodes.toml"), print)
     assert not later.problem(KENYA, claim("Kenya", "evaluate"))
     assert later.problem(KENYA, claim("Kenya", "train"))
     assert not later.problem(GERMANY, claim("Germany", "train"))
@@ -114,16 +114,16 @@ def test_a_list_that_cannot_be_read_is_named(server: Path, text: str | None) -> 
     if text is not None:
         path.write_text(text)
     with pytest.raises(FederationError, match=r"node-keys = '.*nodes\.toml' cannot be read"):
-        NodeKeys(grid(server), str(path))
+        NodeKeys(grid(server), str(path), print)
 
 
 def test_a_file_that_is_no_key_is_named(server: Path) -> None:
     network = grid(server)
     (server / "keys" / "germany.pub").write_text("ssh-rsa AAAA")
     with pytest.raises(FederationError, match="cannot be read"):
-        NodeKeys(network, str(server / "nodes.toml"))
+        NodeKeys(network, str(server / "nodes.toml"), print)
 
 
 def test_a_flower_that_does_not_tell_keys_is_named(server: Path) -> None:
     with pytest.raises(FederationError, match="does not tell nodes' keys"):
-        NodeKeys(SimpleNamespace(), str(server / "nodes.toml"))  # type: ignore[arg-type]
+        NodeKeys(SimpleNamespace(), str(server / "nodes.toml"), print)  # type: ignore[arg-type]
