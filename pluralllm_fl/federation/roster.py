@@ -115,8 +115,7 @@ class Roster:
             del query.nodes[node.node_id]
             admitted.append(node)
             logger.info("Node of group '%s' joined.", node.group)
-        query.errors.clear()
-        query.refused.clear()  # whoever mends a refused node is asked again
+        query.errors.clear()  # whoever mends a refused node is asked again
         return admitted
 
     def _meet(self, grid: Grid) -> tuple[set[int], "_Query"]:
@@ -178,7 +177,6 @@ def collect(
         query.open(online)
         for gone in query.errors.keys() - online:  # or it came back mended, under another id
             del query.errors[gone]
-            query.refused.discard(gone)
         nodes = list(query.nodes.values())
         working = len(online & set(query.pending.values()))
         late = waited > join_timeout + (answer_timeout if working else 0.0)
@@ -191,8 +189,9 @@ def collect(
         _check_simulation(nodes, expected_nodes)
         deployed = expected_nodes > 0 and not any(node.groups for node in nodes)
         # A deployment waits for nodes that are still to come, and does without a broken one. Who
-        # passes for another is not the one that is still to come.
-        broken = len(query.errors) - len(query.refused)
+        # passed for another is not the one that is still to come, nor is its next answer awaited.
+        broken = len(query.errors.keys() - query.refused)
+        awaited = set(query.pending.values()) - query.refused
         missed = expected_nodes - len(nodes) if deployed else broken
         if not query.pending and 0 < missed <= broken:
             raise FederationError(f"{len(query.errors)} node(s) cannot take part: {query.reasons}")
@@ -203,7 +202,7 @@ def collect(
                 "number of organisations that take part."
             )
         enough = bool(expected) and len(nodes) >= expected
-        if enough and (waited > join_timeout or not query.pending):
+        if enough and (waited > join_timeout or not awaited):
             if query.errors:
                 logger.warning("%d node(s) are left out: %s", len(query.errors), query.reasons)
             _check_number(nodes, expected)
@@ -245,7 +244,7 @@ class _Query:
         self.keys = keys
         self.nodes: dict[int, Node] = {}
         self.errors: dict[int, str] = {}
-        self.refused: set[int] = set()  # those of the errors who passed for another
+        self.refused: set[int] = set()  # who passed for another, and has not mended it
         self.pending: dict[str, int] = {}
 
     @property
@@ -283,6 +282,7 @@ class _Query:
             self.errors[node_id] = problem
             self.refused.add(node_id)
             return
+        self.refused.discard(node_id)
         self.nodes[node_id] = Node(**asdict(introduction), node_id=node_id)
 
 
