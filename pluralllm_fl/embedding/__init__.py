@@ -8,6 +8,6 @@ another order. Device type and precision take part in the cache's key, so that o
 mixes them, but not in the model's fingerprint: a predictor can be used on another device.
 """
 
-from pluralllm_fl.embedding.embedder import EmbeddingTable, TextEmbedder
+from pluralllm_fl.embedding.embedder import EmbeddingTable, Progress, TextEmbedder
 
-__all__ = ["EmbeddingTable", "TextEmbedder"]
+__all__ = ["EmbeddingTable", "Progress", "TextEmbedder"]

@@ -29,7 +29,7 @@ TURN_SECONDS = 1.0  # of embedding; then the processes that wait get theirs
 _LEAST_SPREAD = 1e-3  # of a coordinate, against their median: a dead one stays quiet
 _PLACEHOLDER = re.compile(r"\{question\}|\{option\}")
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # done, of how many
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,6 @@ class Introduction:
     fingerprint: str
     questions: int
     train_questions: int
-    test_questions: int
 
     def records(self) -> RecordDict:
         """Return the content of the reply to a query."""
@@ -81,7 +80,7 @@ class Introduction:
 
 
 _TEXTS = ("group", "role", "embedding", "device", "dtype", "fingerprint")
-_COUNTS = ("questions", "train-questions", "test-questions")
+_COUNTS = ("questions", "train-questions")
 
 
 @dataclass(frozen=True, slots=True)

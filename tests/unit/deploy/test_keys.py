@@ -21,7 +21,7 @@ FILES = {GERMANY: "germany", JAPAN: "group", BRAZIL: "brazil"}
 
 
 def claim(group: str, role: str, groups: int = 0) -> Introduction:
-    return Introduction(group, role, 3, "model", "cpu", "float32", groups, groups, "data", 10, 8, 2)
+    return Introduction(group, role, 3, "model", "cpu", "float32", groups, groups, "data", 10, 8)
 
 
 @pytest.fixture
