@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -70,8 +71,10 @@ class NodeKeys:
             return ""
         if node_id not in self._keys:  # for good: Flower gives a key one id, and no id two keys
             self._keys |= {node.node_id: node.public_key for node in self._nodes()}
-        claimed, says = Holder(claim.group, claim.role), f"'{claim.group}' ({claim.role})"
-        holder = self._listed().get(self._keys.get(node_id, b""))
+        claimed, says = Holder(claim.group, claim.role), f"'{claim.group[:80]}' ({claim.role})"
+        if node_id not in self._keys:
+            return f"The node that says it is {says} left before Flower could tell its key."
+        holder = self._listed().get(self._keys[node_id])
         if holder is None:
             return f"The node that says it is {says} has a key that is not in {self._path}."
         if holder != claimed:
@@ -95,7 +98,7 @@ class NodeKeys:
                     for name, entry in entries.items()
                     if (file := folder / f"{name}.pub").is_file()
                 }  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, UnsupportedAlgorithm) as error:
             raise FederationError(
                 f"node-keys = '{self._path}' cannot be read ({type(error).__name__}: {error}). "
                 "It has a table with group and role for every key in the folder keys beside it."

@@ -56,7 +56,7 @@ def grid(server: Path, files: Mapping[int, str] = FILES) -> Any:
         (GERMANY, "Germany", "evaluate", "key of 'Germany' (train) says it is"),
         (GERMANY, "germany", "train", "key of 'Germany' (train) says it is"),
         (STRANGER, "Germany", "train", "has a key that is not in"),
-        (99, "Germany", "train", "has a key that is not in"),
+        (99, "Germany", "train", "left before Flower could tell its key"),
     ],
 )
 def test_a_key_is_one_group_in_one_role(
@@ -117,9 +117,10 @@ def test_a_list_that_cannot_be_read_is_named(server: Path, text: str | None) -> 
         NodeKeys(grid(server), str(path), print)
 
 
-def test_a_file_that_is_no_key_is_named(server: Path) -> None:
+@pytest.mark.parametrize("text", ["ssh-rsa AAAA", "ssh-none AAAACHNzaC1ub25l", ""])
+def test_a_file_that_is_no_key_is_named(server: Path, text: str) -> None:
     network = grid(server)
-    (server / "keys" / "germany.pub").write_text("ssh-rsa AAAA")
+    (server / "keys" / "germany.pub").write_text(text)
     with pytest.raises(FederationError, match="cannot be read"):
         NodeKeys(network, str(server / "nodes.toml"), print)
 
