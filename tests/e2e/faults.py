@@ -41,6 +41,19 @@ def mount(folder: Path) -> Any:
     return lambda: subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
+def impersonate(deployment: Deployment, holder: str, group: str) -> None:
+    """Let a node that is only evaluated pass for a group that trains and is not there yet."""
+    settings = deployment.node(holder) / "node.env"
+    honest, data = settings.read_text(), deployment.node(group) / "answers.jsonl"
+    settings.write_text(f"{honest}\nGROUP='{group}'\nROLE=train\nDATASET_PATH='{data}'\n")
+    liar = deployment.start_node(holder)
+    deployment.wait(
+        lambda: deployment.events("node_refused"), 120, f"{holder} to be refused as {group}"
+    )
+    liar.stop()
+    settings.write_text(honest)
+
+
 def embed(deployment: Deployment) -> None:
     """Embed the questions on the first node, as check.sh does; the others get a copy."""
     first, *others = (deployment.node(group) for group in (*TRAINING, UNSEEN, LATE))

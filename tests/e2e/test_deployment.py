@@ -40,6 +40,7 @@ from tests.e2e.faults import (
     embed,
     expired,
     fill,
+    impersonate,
     kill_server_app,
     kill_superlink,
     mount,
@@ -105,6 +106,7 @@ def federation(
             deployment.start_node(group)
         deployment.start_run()
         deployment.wait(lambda: deployment.status == "running", 120, "the run to look for nodes")
+        impersonate(deployment, LATE, TRAINING[-1])
         deployment.start_node(TRAINING[-1])
         deployment.wait(lambda: deployment.round >= 1, 300, "round 1")
         yield deployment
@@ -195,6 +197,15 @@ def test_node_that_leaves_and_comes_back(node_faults: Deployment) -> None:
         node_faults, LEFT
     )[0]  # fmt: skip
     assert LEFT in told(node_faults, "node_back")
+
+
+def test_a_key_does_not_pass_for_another_group_or_role(federation: Deployment) -> None:
+    named = f"The node with the key of '{LATE}' (evaluate) says it is '{TRAINING[-1]}' (train)."
+    (refused,) = federation.events("node_refused")
+    assert refused["reason"].startswith(named)
+    assert named in federation.units["run"].text()
+    groups = [node["group"] for node in federation.events("roster")[0]["nodes"]]
+    assert groups == sorted([*TRAINING, UNSEEN])
 
 
 def test_node_that_comes_late_is_taken_in(node_faults: Deployment) -> None:
