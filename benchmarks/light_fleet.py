@@ -60,7 +60,7 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHO
 DIMENSION = 2 * 384  # of a row: MiniLM's vectors of question and option
 POLL_SECONDS = 3.0  # a SuperNode's
 Keys = tuple[Any, Any]
-SCORES = dict.fromkeys(EVALUATION_SPLITS, SplitScore(0.8, 0.8, 0.7, 0.9, 0.7, 10))
+SCORES = dict.fromkeys(EVALUATION_SPLITS, SplitScore(0.8, 0.8, 0.7, 0.9, 0.7, 10, 0.6, 0.1, 10))
 
 
 class Server:

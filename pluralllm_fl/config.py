@@ -75,7 +75,7 @@ class RunConfig:
     test_fraction: Share
     synthetic_groups: Count
     synthetic_questions: Annotated[int, Bounds(2, 1e9)]
-    synthetic_respondents: Positive
+    synthetic_respondents: Count
     # -- embedding
     embedding_model: str
     embedding_pooling: Literal["mean", "last"]

@@ -15,6 +15,9 @@ from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray
 from pluralllm_fl.errors import PluralLLMError
 from pluralllm_fl.formats import FEWEST_FOR_INTERVAL
 
+CALIBRATION_BINS = 10
+TIE = 1e-6  # of two options' shares of each other; answers are kept in single precision
+
 
 def alignment(
     predicted: ArrayLike, true: ArrayLike, question: IntArray, *, base: float = np.e
@@ -97,6 +100,63 @@ def restrict(predicted: FloatArray, offered: BoolArray, question: IntArray) -> F
 def uniform_like(question: IntArray) -> FloatArray:
     """Return the uniform distribution of every question, flat."""
     return np.asarray(1.0 / np.bincount(question)[question], dtype=np.float64)
+
+
+def pairwise_accuracy(
+    predicted: FloatArray, true: FloatArray, question: IntArray, offered: BoolArray | None = None
+) -> tuple[float, int]:
+    """Share of decided pairs that the prediction orders as the group does.
+
+    A pair is two options of one question, both offered; it is decided if the group's shares of them
+    differ. A tie predicted counts half, as a guess would; so uniform is right in half of the pairs.
+
+    Parameters
+    ----------
+    predicted, true, question, offered : ndarray, shape (options,)
+        Probabilities, and the rest as in `noise_floor`.
+
+    Returns
+    -------
+    (float, int)
+        The share (0 without a decided pair), and the number of decided pairs.
+    """
+    p, t = _pair_shares(predicted, true, question, offered)
+    wanted, found = _order(t), _order(p)
+    decided = wanted != 0
+    if not decided.any():
+        return 0.0, 0
+    right = (found == wanted) + 0.5 * (found == 0)
+    return float(right[decided].mean()), int(decided.sum())
+
+
+def calibration_error(
+    predicted: FloatArray, true: FloatArray, question: IntArray, offered: BoolArray | None = None
+) -> float:
+    """Expected calibration error of pairs (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599).
+
+    Of two options a prediction prefers the first with ``p₁ / (p₁ + p₂)``, as Bradley and Terry, and
+    so does the group. Pairs fall into `CALIBRATION_BINS` equal bins by the prediction; the error is
+    the mean distance of a bin's mean prediction from the group's mean, weighted by pairs. Each pair
+    counts in both orders; pairs of options without a share are left out. With few pairs chance
+    alone makes it larger than 0.
+
+    Parameters
+    ----------
+    predicted, true, question, offered : ndarray, shape (options,)
+        As in `pairwise_accuracy`.
+
+    Returns
+    -------
+    float
+        0 without any pair.
+    """
+    p, t = _pair_shares(predicted, true, question, offered)
+    if not len(p):
+        return 0.0
+    p, t = np.concatenate([p, 1 - p]), np.concatenate([t, 1 - t])
+    inner = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
+    distance = np.bincount(np.digitize(p, inner), weights=p - t)
+    return float(np.abs(distance).sum() / len(p))
 
 
 def noise_floor(
@@ -218,6 +278,31 @@ def _normalise(values: FloatArray, question: IntArray) -> FloatArray:
             "Cannot score a distribution with NaN, infinite or negative values or without mass."
         )
     return np.asarray(values / mass[question], dtype=np.float64)
+
+
+def _pair_shares(
+    predicted: FloatArray, true: FloatArray, question: IntArray, offered: BoolArray | None
+) -> tuple[FloatArray, FloatArray]:
+    """First option's share of every pair of options, predicted and true, shape (pairs,) each."""
+    size = np.bincount(question)
+    start = np.cumsum(size) - size
+    pairs = [np.zeros((2, 0), dtype=np.int64)]
+    for options in np.unique(size):
+        places = np.array(np.triu_indices(options, 1))
+        pairs.append((start[size == options, None] + places[:, None]).reshape(2, -1))
+    first, second = np.concatenate(pairs, axis=1)
+    known = true[first] + true[second] > 0
+    if offered is not None:
+        known &= offered[first] & offered[second]
+    first, second = first[known], second[known]
+    mass = predicted[first] + predicted[second]
+    p = np.divide(predicted[first], mass, out=np.full(len(first), 0.5), where=mass > 0)
+    return p, true[first] / (true[first] + true[second])
+
+
+def _order(share: FloatArray) -> FloatArray:
+    """1 where the first of two options is preferred, -1 where the second is, 0 for a tie."""
+    return np.where(np.abs(share - 0.5) > TIE, np.sign(share - 0.5), 0.0)
 
 
 def _kl_terms(p: FloatArray, q: FloatArray) -> FloatArray:

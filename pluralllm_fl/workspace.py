@@ -10,14 +10,15 @@ from torch import Tensor
 
 from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.config import RunConfig, embedding_parts
-from pluralllm_fl.datasets import SyntheticSpec, load_dataset
+from pluralllm_fl.datasets import GENERATED, SyntheticSpec, load_dataset, synthetic_summaries
 from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding import Progress, TextEmbedder
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 
-SURVEY_GROUPS = 8  # of the generated survey, if there are not more nodes
+SURVEY_GROUPS = 8  # of generated data, if there are not more nodes
+RESPONDENTS = {"synthetic": 400, synthetic_summaries.NAME: 20}  # if the config says 0
 RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 
 
@@ -90,8 +91,8 @@ class Workspace:
 
 
 def is_elastic(config: RunConfig) -> bool:
-    """Tell whether any number of simulated nodes will do: the generated survey fits them."""
-    return config.dataset == "synthetic" and not (
+    """Tell whether any number of simulated nodes will do: generated data fits them."""
+    return config.dataset in GENERATED and not (
         config.synthetic_groups or config.seen or config.unseen
     )
 
@@ -116,14 +117,18 @@ def held_by_nodes(workspace: Workspace, nodes: int) -> tuple[str, ...]:
 
 def read_dataset(config: RunConfig) -> PreferenceDataset:
     """Load the data set that a config names."""
-    spec = SyntheticSpec(
+    return load_dataset(
+        config.dataset, on_bad_row=config.on_bad_row, zeros=config.zeros, synthetic=spec_of(config)
+    )
+
+
+def spec_of(config: RunConfig) -> SyntheticSpec:
+    """Return size and seed of generated data."""
+    return SyntheticSpec(
         groups=config.synthetic_groups or SURVEY_GROUPS,
         questions=config.synthetic_questions,
-        respondents=config.synthetic_respondents,
+        respondents=config.synthetic_respondents or RESPONDENTS.get(config.dataset, 1),
         seed=config.seed,
-    )
-    return load_dataset(
-        config.dataset, on_bad_row=config.on_bad_row, zeros=config.zeros, synthetic=spec
     )
 
 

@@ -26,6 +26,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "embedders": (*_QUALITY, "--models"),
     "dialogues": ("--dialogues", "--split", "--seeds", "--processes", "--set"),
     "demo": ("--seeds", "--processes", "--set"),
+    "summaries": ("--seeds", "--processes", "--set"),
     "strategies": _QUALITY,
     "align": ("--dataset", "--policy", "--seeds", "--set"),
     "figures": (),

@@ -88,11 +88,14 @@ def absolute_source(source: str) -> str:
     DatasetError
         If it is a path that cannot be.
     """
-    from pluralllm_fl.datasets import SOURCES, local_path
+    from pluralllm_fl.datasets import SOURCES, local_path, rated_source
     from pluralllm_fl.datasets.files import FORMATS
 
     if source in SOURCES:
         return source
+    form, path_text = rated_source(source)
+    if form:
+        return f"{form}:{local_path(path_text).absolute()}"
     path = local_path(source)
     looks_like_path = source.startswith((".", "~", "/")) or path.suffix.lower() in FORMATS
     return str(path.absolute()) if looks_like_path or path.exists() else source

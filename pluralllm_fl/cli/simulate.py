@@ -221,6 +221,9 @@ class _Simulation:
         unseen: tuple[str, ...],
         uniform: dict[str, float],
     ) -> None:
+        from pluralllm_fl.datasets import synthetic_summaries
+        from pluralllm_fl.workspace import spec_of
+
         def reference(values: "dict[str, float]") -> str:
             sides = {"seen": seen, "unseen": unseen}
             return ", ".join(
@@ -243,6 +246,11 @@ class _Simulation:
         if not unseen:
             labelled(console, "", "without one, nothing shows how new groups are served: --unseen")
         labelled(console, "uniform", f"alignment {reference(uniform)}")
+        if self.config.dataset == synthetic_summaries.NAME:
+            known = synthetic_summaries.ceiling(spec_of(self.config))
+            labelled(
+                console, "ceiling", f"pairs in the order of the true tastes: {reference(known)}"
+            )
         labelled(console, "output", self.folder)
 
     def _finish(self) -> None:

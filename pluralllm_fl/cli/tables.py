@@ -19,6 +19,8 @@ Block = Mapping[str, Any]
 def show_groups(console: Console, blocks: Mapping[str, Block | None]) -> None:
     """Print every group's alignment with its 95% interval, best first within each side.
 
+    ``pairs`` is the share of pairs of options that are in the group's order.
+
     Parameters
     ----------
     console : Console
@@ -28,11 +30,12 @@ def show_groups(console: Console, blocks: Mapping[str, Block | None]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("group")
     table.add_column("")
-    for title in ("alignment", "95% interval", "questions", "uniform"):
+    for title in ("alignment", "95% interval", "questions", "uniform", "pairs"):
         table.add_column(title, justify="right")
     for side, block in blocks.items():
         for group in _ranked(block or {}):
             scores = block or {}
+            ordered = scores.get("pairwise_accuracy_by_group", {})
             table.add_row(
                 escape(group),
                 side,
@@ -40,6 +43,7 @@ def show_groups(console: Console, blocks: Mapping[str, Block | None]) -> None:
                 _range(scores["intervals"].get(group), scores["questions"][group]) or "–",
                 str(scores["questions"][group]),
                 f"{scores['uniform_by_group'][group]:.4f}",
+                f"{ordered[group]:.4f}" if group in ordered else "–",
             )
     console.print(table)
 
@@ -57,6 +61,11 @@ def show_summary(console: Console, blocks: Mapping[str, Block | None]) -> None:
         ]
         if (offered := block.get("alignment_offered", block["alignment"])) != block["alignment"]:
             lines.append(f"alignment {offered:.4f} if the options offered are known")
+        if (ordered := block.get("pairwise_accuracy")) is not None:
+            lines.append(
+                f"pairs of options: {ordered:.4f} in the group's order (a guess 0.5), calibration "
+                f"error {block['calibration_error']:.4f}"
+            )
         if groups > 1:
             lines.append(
                 f"fairness: CoV {block['cov']:.4f}, 1/(1+CoV²) {block['fairness_index_cov2']:.4f}, "

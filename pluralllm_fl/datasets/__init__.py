@@ -4,19 +4,22 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pluralllm_fl.datasets import globalopinionqa, opinionqa
+from pluralllm_fl.datasets import globalopinionqa, opinionqa, synthetic_summaries
 from pluralllm_fl.datasets.collect import Collector
 from pluralllm_fl.datasets.files import FORMATS, RowFile, open_rows
 from pluralllm_fl.datasets.hub import open_hub
+from pluralllm_fl.datasets.rated import RATED, open_rated
 from pluralllm_fl.datasets.synthetic import SyntheticSpec, generate
 from pluralllm_fl.errors import DatasetError, nearest
 from pluralllm_fl.preferences import PreferenceDataset, zeros_not_offered
 
 OnBadRow = Literal["auto", "raise", "skip"]
 Zeros = Literal["answers", "not-offered"]
-SOURCES = ("synthetic", "globalopinionqa", "opinionqa")
+GENERATED = {"synthetic": generate, synthetic_summaries.NAME: synthetic_summaries.generate}
+SOURCES = (*GENERATED, "globalopinionqa", "opinionqa", *RATED)
 
 __all__ = [
+    "GENERATED",
     "SOURCES",
     "OnBadRow",
     "SyntheticSpec",
@@ -24,6 +27,7 @@ __all__ = [
     "generate",
     "load_dataset",
     "local_path",
+    "rated_source",
 ]
 
 
@@ -39,30 +43,35 @@ def load_dataset(
     Parameters
     ----------
     source : str
-        ``synthetic``, ``globalopinionqa``, ``opinionqa``, a hub id (``owner/name``) or the path
-        of a .jsonl, .csv or .parquet file. A file in the official GlobalOpinionQA columns loads
-        like the named source.
+        ``synthetic``, ``synthetic-summaries``, ``globalopinionqa``, ``opinionqa``; ``mqm:``,
+        ``squality:``, ``prism:`` or ``helpsteer:`` with the path of a file in that form; a hub id
+        (``owner/name``) or the path of a .jsonl, .csv or .parquet file. A file in the official
+        GlobalOpinionQA columns loads like the named source.
     on_bad_row : {"auto", "raise", "skip"}
         What a bad row does: raise an error, or be left out and counted in `skipped`. ``auto``
         skips for the named public sources, whose originals hold some, and raises for others.
     zeros : {"answers", "not-offered"}
         What a share of exactly 0 is where the source does not state the options offered.
     synthetic : SyntheticSpec, optional
-        Size and seed of the synthetic survey.
+        Size and seed of generated data.
 
     Raises
     ------
     DatasetError
         When the source is unknown, cannot be had, or holds a bad row or no usable one.
     """
-    if source == "synthetic":
-        dataset = generate(synthetic or SyntheticSpec())
+    if source in GENERATED:
+        dataset = GENERATED[source](synthetic or SyntheticSpec())
     else:
         dataset = _read(source, on_bad_row)
     return zeros_not_offered(dataset) if zeros == "not-offered" else dataset
 
 
 def _read(source: str, on_bad_row: OnBadRow) -> PreferenceDataset:
+    form, file = rated_source(source)
+    if form:
+        path = local_path(file)
+        return _collect(open_rated(form, path), source, str(path), on_bad_row, public=True)
     public = source in ("globalopinionqa", "opinionqa")
     path = opinionqa.find_file() if source == "opinionqa" else local_path(source)
     if source == "globalopinionqa":
@@ -79,6 +88,12 @@ def _read(source: str, on_bad_row: OnBadRow) -> PreferenceDataset:
             f"a hub id (owner/name) or the path of an existing .jsonl, .csv or .parquet file."
         )
     return _collect(rows, source, place, on_bad_row, public)
+
+
+def rated_source(source: str) -> tuple[str, str]:
+    """Split ``mqm:PATH`` into the name of the form and the path; the name is "" for others."""
+    name, _, path = source.partition(":")
+    return (name, path) if name in RATED else ("", source)
 
 
 def local_path(source: str) -> Path:

@@ -181,6 +181,8 @@ def _mean(scores: Sequence[SplitScore]) -> SplitScore:
         scores[0],
         alignment=float(np.mean([s.alignment for s in scores])),
         alignment_offered=float(np.mean([s.alignment_offered for s in scores])),
+        pairwise_accuracy=float(np.mean([s.pairwise_accuracy for s in scores])),
+        calibration_error=float(np.mean([s.calibration_error for s in scores])),
         low=math.nan,
         high=math.nan,
     )

@@ -19,6 +19,7 @@ from pluralllm_fl.evaluation.scores import (
     beside_answers,
     context_and_targets,
     evaluation_order,
+    of_other_prompts,
     predict_targets,
     score_targets,
 )
@@ -103,7 +104,8 @@ def _halves(workspace: Workspace, group: str) -> tuple[GroupTable, IntArray, Int
     """Return a group's table, its pool of context questions and its fixed targets."""
     table = workspace.table(group)
     order = evaluation_order(table, workspace.config.seed)
-    return table, order[: len(order) // 2], order[len(order) // 2 :]
+    targets = order[len(order) // 2 :]
+    return table, of_other_prompts(table, order[: len(order) // 2], table, targets), targets
 
 
 def own_alignment(
@@ -116,15 +118,14 @@ def own_alignment(
 def wrong_alignment(
     predictor: PreferencePredictor, workspace: Workspace, group: str, size: int
 ) -> float | None:
-    """Show the predictor other groups' answers, to questions outside the targets."""
+    """Show the predictor other groups' answers, to prompts outside the targets."""
     table, _, targets = _halves(workspace, group)
-    asked = {table.questions[i] for i in targets}
     batch = table.batch(targets).without_answers()
     scores = []
     for stranger in _others(workspace, group):
         other = workspace.table(stranger)
         order = evaluation_order(other, workspace.config.seed)
-        pool = np.array([i for i in order if other.questions[i] not in asked], dtype=np.int64)
+        pool = of_other_prompts(other, order, table, targets)
         predicted = predictor.predict(other.batch(pool[:size]), batch).double().cpu().numpy()
         scores.append(beside_answers(predicted, table, targets).alignment.mean())
     return float(np.mean(scores)) if scores else None

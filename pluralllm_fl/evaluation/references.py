@@ -40,8 +40,11 @@ def uniform(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArr
 
 
 def seen_mean(workspace: Workspace) -> Reference:
-    """Oracle: the seen groups' mean answer to the very question; uniform where none answered."""
-    answers = seen_answers(workspace, *EVERY_SPLIT)
+    """Oracle: the seen groups' mean answer to the very question; uniform where none answered.
+
+    Where they judged other candidates of the prompt too, those in common count.
+    """
+    answers = _with_other_lists(workspace, seen_answers(workspace, *EVERY_SPLIT))
 
     def predict(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
         return _recalled(answers, _others(workspace, table.group), table, targets)
@@ -197,6 +200,28 @@ def seen_answers(workspace: Workspace, *splits: QuestionSplit) -> FloatArray:
         held = np.repeat(np.isin(table.split, splits), table.size)
         answers[place, option_rows(table.first_row, table.size)[held]] = table.distribution[held]
     return answers
+
+
+def _with_other_lists(workspace: Workspace, answers: FloatArray) -> FloatArray:
+    """Fill in what a group says of a candidate in other lists of the same prompt.
+
+    A candidate's share times the length of its list is 1 for an average one, whatever the list.
+    """
+    questions = workspace.dataset.questions
+    rows, length = option_rows(*(sizes := question_rows(workspace))), np.repeat(sizes[1], sizes[1])
+    number: dict[tuple[str, str], int] = {}
+    candidate = np.array(
+        [number.setdefault((q.text, o), len(number)) for q in questions for o in q.options]
+    )
+    filled = answers.copy()
+    for group in filled:
+        worth = group[rows] * length
+        known = ~np.isnan(worth)
+        count = np.bincount(candidate[known], minlength=len(number))
+        total = np.bincount(candidate[known], weights=worth[known], minlength=len(number))
+        mean = np.divide(total, count, out=np.full(len(number), np.nan), where=count > 0)
+        group[rows] = np.where(known, group[rows], mean[candidate] / length)
+    return filled
 
 
 def question_rows(workspace: Workspace) -> tuple[IntArray, IntArray]:

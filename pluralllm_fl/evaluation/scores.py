@@ -11,13 +11,22 @@ import numpy as np
 import torch
 
 from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray, owners
-from pluralllm_fl.metrics import alignment, bootstrap_interval, group_block, restrict, uniform_like
+from pluralllm_fl.metrics import (
+    alignment,
+    bootstrap_interval,
+    calibration_error,
+    group_block,
+    pairwise_accuracy,
+    restrict,
+    uniform_like,
+)
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
 
 EvaluationSplit = Literal["all", "train", "validation", "test"]
 EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = ("all", "train", "validation", "test")
 MOST_QUESTIONS = 1e12  # no survey has more
+MOST_PAIRS = 1e15  # of options
 _ROUNDING = 1e-6
 
 
@@ -28,7 +37,10 @@ class SplitScore:
     `alignment` and `uniform` are means over the target questions, `low` and `high` bound the
     95% bootstrap interval of the alignment (NaN: there is none). `alignment_offered` is the
     alignment that the same predictions have if the options offered are known; where nothing is
-    stated of them it is the alignment. All are 0 if there are no `questions`.
+    stated of them it is the alignment. `pairwise_accuracy` is the share of the `pairs` of options
+    between which the group decided that the prediction orders alike, `calibration_error` says how
+    far its probabilities of pairs are off. All are 0 if there are no `questions`, the last three
+    if there are no `pairs`.
     """
 
     alignment: float
@@ -37,11 +49,16 @@ class SplitScore:
     high: float
     uniform: float
     questions: int
+    pairwise_accuracy: float
+    calibration_error: float
+    pairs: int
 
     def problem(self) -> str:
         """Name a value that no score can have; empty: all are possible."""
         if not 0 <= self.questions <= MOST_QUESTIONS:
             return f"questions = {self.questions:g} is no count"
+        if not 0 <= self.pairs <= MOST_PAIRS:
+            return f"pairs = {self.pairs:g} is no count"
         if not self.questions:
             return ""
         for name in ("alignment", "alignment_offered", "uniform"):
@@ -49,12 +66,15 @@ class SplitScore:
             # Two distributions never have alignment 0, and fairness divides by the mean.
             if not 0 < value <= 1 + _ROUNDING:
                 return f"{name.replace('_', '-')} = {value:g} is not above 0 and at most 1"
+        for name in ("pairwise_accuracy", "calibration_error"):
+            if not 0 <= (value := getattr(self, name)) <= 1 + _ROUNDING:
+                return f"{name.replace('_', '-')} = {value:g} is not in 0..1"
         if not -_ROUNDING <= self.low <= self.high + _ROUNDING <= 1 + 2 * _ROUNDING:
             return f"low = {self.low:g} and high = {self.high:g} are no interval in 0..1"
         return ""
 
 
-NO_SCORE = SplitScore(0.0, 0.0, 0.0, 0.0, 0.0, 0)
+NO_SCORE = SplitScore(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +138,24 @@ def context_and_targets(
     """Choose context and target questions.
 
     ``all`` is the paper's measure: random context questions, every other question a target. The
-    other splits take the context from the training questions and score the split's questions.
+    other splits take the context from the training questions and score the split's questions. What
+    was asked is the prompt: other candidates of a prompt in the context are no targets.
     """
     order = evaluation_order(table, seed)
-    if split == "all":
-        return order[:context_questions], order[context_questions:]
-    train = order[np.isin(order, table.members("train"))]
-    context = train[:context_questions]
-    if split == "train":
-        return context, train[context_questions:]
-    return context, order[np.isin(order, table.members(split))]
+    pool = order[np.isin(order, table.members("train"))] if split != "all" else order
+    context, rest = pool[:context_questions], pool[context_questions:]
+    if split in ("validation", "test"):
+        return context, order[np.isin(order, table.members(split))]
+    return context, of_other_prompts(table, rest, table, context)
+
+
+def of_other_prompts(
+    table: GroupTable, questions: IntArray, asked: GroupTable, known: IntArray
+) -> IntArray:
+    """Return those of a group's questions whose prompts are none of some other questions'."""
+    prompts = {asked.questions[i].text for i in known}
+    kept = [i for i in questions if table.questions[i].text not in prompts]
+    return np.array(kept, dtype=np.int64)
 
 
 @torch.no_grad()
@@ -153,6 +181,8 @@ def score_targets(targets: Targets) -> SplitScore:
         return NO_SCORE
     scores = targets.alignment
     low, high = bootstrap_interval(scores, seed=0)
+    compared = (targets.predicted, targets.true, targets.question, targets.offered)
+    ordered, pairs = pairwise_accuracy(*compared)
     uniform = alignment(uniform_like(targets.question), targets.true, targets.question)
     return SplitScore(
         alignment=float(scores.mean()),
@@ -161,6 +191,9 @@ def score_targets(targets: Targets) -> SplitScore:
         high=high,
         uniform=float(uniform.mean()),
         questions=len(scores),
+        pairwise_accuracy=ordered,
+        calibration_error=calibration_error(*compared) if pairs else 0.0,
+        pairs=pairs,
     )
 
 
@@ -220,4 +253,15 @@ def _block(scores: Mapping[str, SplitScore]) -> dict[str, Any] | None:
         {g: (s.low, s.high) for g, s in held.items() if not math.isnan(s.low)},
     )
     offered = [s.alignment_offered for s in held.values()]
-    return block | {"alignment_offered": sum(offered) / len(offered)}
+    return block | {"alignment_offered": sum(offered) / len(offered)} | _pairs(held)
+
+
+def _pairs(scores: Mapping[str, SplitScore]) -> dict[str, Any]:
+    """Return the measures of pairs, by group and as means over groups; None without any pair."""
+    decided = {group: score for group, score in scores.items() if score.pairs}
+    found: dict[str, Any] = {}
+    for name in ("pairwise_accuracy", "calibration_error"):
+        by_group = {group: getattr(score, name) for group, score in decided.items()}
+        found[name] = sum(by_group.values()) / len(by_group) if by_group else None
+        found[f"{name}_by_group"] = by_group
+    return found

@@ -21,6 +21,10 @@ MEASURES = {  # name, definition, decimals
     "alignment_micro": ("Alignment, micro", "The same, groups weighted by their questions.", 3),
     "alignment_offered": ("Alignment, options offered", "The same predictions, restricted to the "
                           "options that the group was offered, where the data state them.", 3),
+    "pairwise_accuracy": ("Pairs in the group’s order", "Share of pairs of options between which "
+                          "the group decided; a guess has one half.", 3),
+    "calibration_error": ("Calibration error of pairs", "Expected distance of a pair’s probability "
+                          "from how often the group prefers so. 0 is best.", 3),
     "cov": ("CoV", "Coefficient of variation: standard deviation / mean. 0 is even.", 4),
     "fairness_index_cov2": (
         "Fairness index, CoV²", "1 / (1 + CoV²), arXiv 2512.08786. 1 is even.", 4
@@ -153,6 +157,7 @@ def _groups(run: Run) -> dict[str, Any] | None:
         sides = ([g for g in rows if g.side == side] for side in SIDES)
         panels = [_extremes(members, scale) for members in sides if members]
     return {"panels": panels, "axis": figures.track_axis(scale), "rows": rows,
+            "pairs": any(g.pairwise_accuracy is not None for g in rows),
             "all_shown": len(rows) <= ALL_ROWS_UP_TO, "compact": len(rows) > EXTREMES}  # fmt: skip
 
 

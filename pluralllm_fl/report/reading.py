@@ -26,6 +26,8 @@ class GroupScore:
     interval: tuple[float, float] | None
     uniform: float | None
     questions: int | None
+    pairwise_accuracy: float | None
+    calibration_error: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Scores:
         intervals, questions, uniform = (
             mapping(self.block.get(key)) for key in ("intervals", "questions", "uniform_by_group")
         )
+        ordered, calibration = (
+            mapping(self.block.get(f"{measure}_by_group"))
+            for measure in ("pairwise_accuracy", "calibration_error")
+        )
         found = []
         for name, value in mapping(self.block.get("by_group")).items():
             if (score := number(value)) is None:
@@ -70,7 +76,8 @@ class Scores:
             count = None if asked is None else int(asked)
             few = count is not None and count < FEWEST_FOR_INTERVAL
             interval = None if few else _interval(intervals.get(name))
-            found.append(GroupScore(name, self.side, score, interval, own_uniform, count))
+            pairs = number(ordered.get(name)), number(calibration.get(name))
+            found.append(GroupScore(name, self.side, score, interval, own_uniform, count, *pairs))
         return sorted(found, key=lambda g: (-g.alignment, g.name))
 
 

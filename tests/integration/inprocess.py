@@ -253,7 +253,9 @@ def tiny_app(
         score = score - 0.01 * sorted(groups).index(group)
         counts = zip(EVALUATION_SPLITS, (10, 7, 1, 2), strict=True)
         return {
-            split: SplitScore(score, score, score - 0.1, min(score + 0.05, 1.0), 0.5, count)
+            split: SplitScore(
+                score, score, score - 0.1, min(score + 0.05, 1.0), 0.5, count, 0.6, 0.1, count
+            )
             for split, count in counts
         }
 

@@ -150,10 +150,21 @@ def block() -> dict[str, Any]:
 
 def test_groups_are_sorted_with_interval_and_reference() -> None:
     target = console()
-    show_groups(target, {"seen": None, "unseen": block()})
+    known = {"pairwise_accuracy_by_group": {"[Low]": 0.75}}
+    show_groups(target, {"seen": None, "unseen": block() | known})
     lines = [line.split() for line in text(target).splitlines()]
-    assert lines[1] == ["High", "unseen", "0.8000", "0.7000", "–", "0.9000", "7", "0.4200"]
-    assert lines[2] == ["[Low]", "unseen", "0.6000", "0.5000", "–", "0.7000", "7", "0.4100"]
+    assert lines[1] == ["High", "unseen", "0.8000", "0.7000", "–", "0.9000", "7", "0.4200", "–"]
+    assert lines[2] == [
+        "[Low]",
+        "unseen",
+        "0.6000",
+        "0.5000",
+        "–",
+        "0.7000",
+        "7",
+        "0.4100",
+        "0.7500",
+    ]
 
 
 def test_summary_shows_means_and_fairness() -> None:
@@ -167,8 +178,12 @@ def test_summary_shows_means_and_fairness() -> None:
     assert "1/(1+CoV) 0.8750" in shown
     assert "min 0.6000" in shown
     assert "offered" not in shown
+    assert "pairs" not in shown
     show_summary(target, {"seen": block() | {"alignment_offered": 0.75}})
     assert "alignment 0.7500 if the options offered are known" in text(target)
+    compared = {"pairwise_accuracy": 0.625, "calibration_error": 0.05}
+    show_summary(target, {"seen": block() | compared})
+    assert "0.6250 in the group's order (a guess 0.5), calibration error 0.0500" in text(target)
 
 
 @pytest.mark.parametrize(("groups", "told"), [(1, "1 group, too"), (2, "2 groups, too"), (4, "4 ")])
@@ -201,7 +216,7 @@ def test_a_group_of_few_questions_has_no_interval(questions: int) -> None:
         target = console()
         show_groups(target, {"unseen": recorded})
         line = text(target).splitlines()[1].split()
-        assert line == ["A", "unseen", "0.8000", "–", str(questions), "0.5000"]
+        assert line == ["A", "unseen", "0.8000", "–", str(questions), "0.5000", "–"]
 
 
 def test_diagnostics_leave_out_what_is_unknown() -> None:

@@ -7,13 +7,17 @@ from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl.evaluation.scores import (
     EVALUATION_SPLITS,
+    NO_SCORE,
+    SplitScore,
     context_and_targets,
     evaluate_group,
     evaluation_order,
     predict_targets,
+    split_blocks,
 )
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
+from pluralllm_fl.preferences import GroupPreferences, Question
 from tests.tiny import DIMENSION, tiny_table
 
 
@@ -37,6 +41,56 @@ def test_context_and_targets_never_overlap(table: GroupTable) -> None:
         assert not set(context) & set(targets)
     _, everything = context_and_targets(table, "all", 10, seed=0)
     assert len(everything) == len(table) - 10
+
+
+def test_a_prompt_of_the_context_is_no_target_with_other_candidates() -> None:
+    pairs = [Question(f"Prompt {i}", pair) for i in range(30) for pair in (("a", "b"), ("b", "c"))]
+    answers = dict.fromkeys(pairs, np.array([1.0, 0.0]))
+    table = GroupTable.build(
+        GroupPreferences("G", answers), torch.zeros(2, DIMENSION), {q.id: 0 for q in pairs},
+        seed=0, validation_fraction=0.2, test_fraction=0.2,
+    )  # fmt: skip
+    for split in EVALUATION_SPLITS:
+        context, targets = context_and_targets(table, split, 8, seed=0)
+        shown, scored = ({table.questions[i].text for i in part} for part in (context, targets))
+        assert len(context) == 8
+        assert scored
+        assert not shown & scored
+    shown, scored = context_and_targets(table, "all", 8, seed=0)
+    missing = set(range(60)) - set(shown) - set(scored)
+    assert missing
+    assert {table.questions[i].text for i in missing} <= {table.questions[i].text for i in shown}
+
+
+def test_measures_of_pairs_are_means_over_groups_that_have_any() -> None:
+    def scored(accuracy: float, error: float, pairs: int) -> dict[str, SplitScore]:
+        score = SplitScore(0.8, 0.8, 0.7, 0.9, 0.6, 10, accuracy, error, pairs)
+        return dict.fromkeys(EVALUATION_SPLITS, score) | {"test": NO_SCORE}
+
+    groups = {"A": scored(0.9, 0.1, 40), "B": scored(0.6, 0.3, 4), "Ties": scored(0.0, 0.0, 0)}
+    block = split_blocks(groups)  # type: ignore[arg-type]
+    assert block is not None
+    assert block["pairwise_accuracy"] == pytest.approx(0.75)
+    assert block["calibration_error"] == pytest.approx(0.2)
+    assert block["pairwise_accuracy_by_group"] == {"A": 0.9, "B": 0.6}
+    assert block["calibration_error_by_group"] == {"A": 0.1, "B": 0.3}
+    alone = split_blocks({"Ties": groups["Ties"]})  # type: ignore[dict-item]
+    assert alone is not None
+    assert alone["pairwise_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ((1.2, 0.1, 5), "pairwise-accuracy = 1.2"),
+        ((0.6, float("nan"), 5), "calibration-error = nan"),
+        ((0.6, 0.1, -1), "pairs = -1"),
+    ],
+)
+def test_impossible_measures_of_pairs_are_named(
+    values: tuple[float, float, int], told: str
+) -> None:
+    assert told in SplitScore(0.8, 0.8, 0.7, 0.9, 0.6, 10, *values).problem()
 
 
 def test_held_out_splits_score_only_their_questions(table: GroupTable) -> None:

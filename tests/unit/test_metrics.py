@@ -31,6 +31,59 @@ def test_alignment_equals_scipy_per_question(sizes: list[int], seed: int, base: 
     np.testing.assert_allclose(metrics.alignment(p, q, question, base=base), expected, atol=1e-7)
 
 
+def naive_pairs(
+    p: np.ndarray, q: np.ndarray, question: np.ndarray, offered: np.ndarray
+) -> tuple[list[float], list[tuple[float, float]]]:
+    """Return what every decided pair scores, and both sides' preference in every pair."""
+    scores, preferences = [], []
+    for i in range(len(p)):
+        for j in range(i + 1, len(p)):
+            if question[i] != question[j] or not (offered[i] and offered[j]) or q[i] + q[j] == 0:
+                continue
+            if q[i] != q[j]:
+                right = p[i] == p[j], (p[i] > p[j]) == (q[i] > q[j])
+                scores.append(0.5 if right[0] else float(right[1]))
+            ours = 0.5 if p[i] + p[j] == 0 else p[i] / (p[i] + p[j])
+            preferences.append((ours, q[i] / (q[i] + q[j])))
+    return scores, preferences
+
+
+@given(ragged, st.integers(0, 2**31), st.booleans())
+@settings(max_examples=60)
+def test_pairs_equal_a_naive_loop(sizes: list[int], seed: int, everything: bool) -> None:
+    rng = np.random.default_rng(seed)
+    question = np.repeat(np.arange(len(sizes)), sizes)
+    # Coarse values, so that there are ties and zeros.
+    p, q = (rng.integers(0, 5, len(question)) / 7 for _ in range(2))
+    offered = np.ones(len(question), bool) if everything else rng.random(len(question)) < 0.7
+    scores, preferences = naive_pairs(p, q, question, offered)
+    given_mask = None if everything else offered
+    accuracy, pairs = metrics.pairwise_accuracy(p, q, question, given_mask)
+    assert pairs == len(scores)
+    assert accuracy == pytest.approx(np.mean(scores) if scores else 0.0)
+    both = np.array(preferences + [(1 - a, 1 - b) for a, b in preferences]).reshape(-1, 2)
+    bins = sum(both[:, 0] >= edge / 10 for edge in range(1, 10)) + np.zeros(len(both))
+    error = sum(
+        np.mean(bins == b) * abs(both[bins == b].mean(axis=0) @ [1, -1]) for b in np.unique(bins)
+    )
+    assert metrics.calibration_error(p, q, question, given_mask) == pytest.approx(error)
+
+
+def test_pairs_of_reversed_uniform_and_overconfident_predictions() -> None:
+    question, true = np.array([0, 0, 0, 1, 1]), np.array([0.6, 0.3, 0.1, 0.5, 0.5])
+    assert metrics.pairwise_accuracy(true, true, question) == (1.0, 3)  # a tie is not decided
+    assert metrics.pairwise_accuracy(1 - true, true, question) == (0.0, 3)
+    uniform = metrics.uniform_like(question)
+    assert metrics.pairwise_accuracy(uniform, true, question) == (0.5, 3)
+    assert metrics.calibration_error(true, true, question) == 0
+    coin, sure = np.array([0.7, 0.3] * 10), np.array([0.95, 0.05] * 10)
+    asked = np.repeat(np.arange(10), 2)
+    assert metrics.calibration_error(sure, coin, asked) == pytest.approx(0.25)
+    # Single precision does not turn a tie into a decision.
+    nearly = np.array([0.1, 0.1], np.float32).astype(float) * [1, 1 + 1e-7]
+    assert metrics.pairwise_accuracy(nearly, nearly, np.zeros(2, int)) == (0.0, 0)
+
+
 def test_alignment_of_opposites_and_equals() -> None:
     question = np.array([0, 0, 1, 1])
     scores = metrics.alignment([1, 0, 0.3, 0.7], [0, 1, 0.3, 0.7], question, base=2)

@@ -225,7 +225,7 @@ def test_the_headline_score_never_knows_what_the_targets_were_offered() -> None:
 
 def test_a_side_holds_the_mean_of_both_scores() -> None:
     def scores(alignment: float, offered: float) -> dict[str, SplitScore]:
-        score = SplitScore(alignment, offered, 0.1, 0.9, 0.5, 7)
+        score = SplitScore(alignment, offered, 0.1, 0.9, 0.5, 7, 0.6, 0.1, 9)
         return {"all": score, "train": NO_SCORE, "test": NO_SCORE}
 
     block = split_blocks({"A": scores(0.6, 0.7), "B": scores(0.8, 0.8)})  # type: ignore[dict-item]

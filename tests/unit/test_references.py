@@ -348,3 +348,32 @@ def test_random_vectors_reach_the_tables() -> None:
     workspace = survey()
     before = workspace.table(SEEN[0]).vectors
     assert not torch.equal(with_random_vectors(workspace).table(SEEN[0]).vectors, before)
+
+
+def test_seen_mean_shares_candidates_that_groups_saw_in_other_lists() -> None:
+    lists = {pair: Question("Prompt", pair) for pair in (("a", "b"), ("b", "c"), ("a", "b", "c"))}
+    other = Question("Another prompt", ("a", "b"))
+    told = {
+        "One": {lists["a", "b"]: [0.8, 0.2], other: [0.0, 1.0]},
+        "Two": {lists["b", "c"]: [0.5, 0.5]},
+        "Asked": {lists["a", "b", "c"]: [0.6, 0.3, 0.1], Question("Unknown", ("a", "b")): [1, 0]},
+    }
+    groups = {
+        name: GroupPreferences(name, {q: np.array(p, float) for q, p in answers.items()})
+        for name, answers in told.items()
+    }
+    dataset = PreferenceDataset("lists", groups)
+    sizes = [len(q.options) for q in dataset.questions]
+    first = dict(
+        zip((q.id for q in dataset.questions), np.cumsum([0, *sizes[:-1]]).tolist(), strict=True)
+    )
+    config = dataclasses.replace(CONFIG, context_questions=0)
+    vectors = torch.zeros(sum(sizes), DIMENSION)
+    workspace = Workspace(config, dataset, ("One", "Two"), ("Asked",), vectors, first, "none")
+    table = workspace.table("Asked")
+    flat = seen_mean(workspace)(table, np.zeros(0, int), np.arange(2))
+    place = [q.text for q in table.questions].index("Prompt")
+    parts = np.split(flat, np.cumsum(table.size)[:-1])
+    # Times its list's length, a is worth 1.6, b 0.4 to one group and 1 to the other, c 1.
+    np.testing.assert_allclose(parts[place], [1.6 / 3, 0.7 / 3, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(parts[1 - place], [0.5, 0.5])
