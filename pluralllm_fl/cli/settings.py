@@ -66,15 +66,8 @@ def gather_resumed(
         If there is no such run or it is already completed.
     """
     run = resolve_run(run, completed=False)
+    config = _continued(run, named, assignments)
     recorded = read_json(run / "run.json")
-    values = recorded.get("config")
-    if not isinstance(values, dict):
-        raise ArtefactError(
-            f"{run / 'run.json'} is damaged: it holds no config. Restore it from a copy."
-        )
-    values = values | _overrides(named, assignments, default_run_config())
-    values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
-    config = _finished(values)
     done = recorded.get("completed_rounds", 0)
     if recorded.get("status") == "completed" and done >= config.num_server_rounds:
         raise ArtefactError(
@@ -82,6 +75,35 @@ def gather_resumed(
             f"--rounds N. Its report: pluralllm report {shlex.quote(str(run))}"
         )
     return config
+
+
+def gather_finished(run: Path, assignments: Sequence[str]) -> RunConfig:
+    """Return the config of a finished run, for what goes on with its model.
+
+    Raises
+    ------
+    ArtefactError
+        If the run is not completed.
+    """
+    if (status := read_json(run / "run.json").get("status")) != "completed":
+        raise ArtefactError(
+            f"{run} is {status}, not completed: it has no final model. Continue it with: "
+            f"pluralllm resume {shlex.quote(str(run))}"
+        )
+    return _continued(run, {}, assignments)
+
+
+def _continued(
+    run: Path, named: Mapping[str, Value | None], assignments: Sequence[str]
+) -> RunConfig:
+    values = read_json(run / "run.json").get("config")
+    if not isinstance(values, dict):
+        raise ArtefactError(
+            f"{run / 'run.json'} is damaged: it holds no config. Restore it from a copy."
+        )
+    values = values | _overrides(named, assignments, default_run_config())
+    values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
+    return _finished(values)
 
 
 def absolute_source(source: str) -> str:

@@ -148,7 +148,7 @@ class _Simulation:
 
         try:
             with (
-                _termination_as_interrupt(),
+                termination_as_interrupt(),
                 PrivateSuperLink(threads=self.config.threads) as superlink,
             ):
                 self._embed(dataset)
@@ -362,7 +362,7 @@ def _writable(output_dir: Path, folder: Path, *, resumed: bool) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
+def termination_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM and a closed terminal like Ctrl-C, so that the run is cleaned up."""
 
     def interrupt(*_: object) -> None:
