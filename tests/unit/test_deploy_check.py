@@ -106,7 +106,6 @@ def test_a_fresh_folder_is_whole(node: Path) -> None:
     [
         ("ROLE=train", "ROLE=trian", "ROLE=trian: must be train or evaluate"),
         ("ROLE=train", "ROLE=", "ROLE is empty"),
-        ("REWARD_ANSWERS=0", "REWARD_ANSWERS=all", "must be a number of answers"),
         ("GROUP=Northland", "", "GROUP is missing"),
         ("GROUP=Northland", "GRUOP=Northland", "GROUP is missing. Did you mean 'GRUOP'?"),
         ("GROUP=Northland", "GROUP=North land", "the value of GROUP holds spaces"),
