@@ -111,9 +111,10 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
-    ) -> Callable[[], Tensor]:
+    ) -> Callable[[], tuple[Tensor, ...]]:
         """Prepare a round of local training on a group's training questions.
 
         It is called with the weights as received. The function it returns draws one step's
-        questions from `rng` and returns their loss under the weights as they are then.
+        questions from `rng` and returns their loss under the weights as they are then, as terms
+        whose sum is minimised. The first is the loss of the prediction, which the node reports.
         """

@@ -47,14 +47,14 @@ class Toy(Network):
 
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
-    ) -> Callable[[], Tensor]:
+    ) -> Callable[[], tuple[Tensor, ...]]:
         del server_round
         pool = table.members("train")
 
-        def step() -> Tensor:
+        def step() -> tuple[Tensor, ...]:
             asked = table.batch(rng.choice(pool, 5, replace=False))
             logits, _ = self.score(self.encode_context(None), asked)
-            return prediction_loss(asked.log_softmax(logits), None, asked, config.loss)
+            return (prediction_loss(asked.log_softmax(logits), None, asked, config.loss),)
 
         return step
 
