@@ -209,9 +209,9 @@ class RewardRequest:
         """
         try:
             record = content.config_records[ORDER]
-            read = json.loads(str(record["prompts"]))  # type: ignore[str-bytes-safe]
+            read = json.loads(str(record["prompts"]))
             prompts = tuple(Rollouts(text, tuple(o), tuple(c)) for text, o, c in read)
-            return cls(str(record["mode"]), bool(record["nearest"]), prompts)  # type: ignore[arg-type, str-bytes-safe]
+            return cls(str(record["mode"]), bool(record["nearest"]), prompts)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"The server's request for rewards cannot be read ({error!r:.200}). Server and "
