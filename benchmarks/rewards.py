@@ -84,10 +84,10 @@ def main() -> None:
     record = {
         "data": workspace.dataset.name,
         "answers a group": float(np.mean([len(workspace.table(g)) for g in workspace.unseen])),
-        "costs": costs(workspace, predictor.cpu()),
         "readings": {
             "all" if n is None else str(n): readings(workspace, predictor, n) for n in SHOWN
         },
+        "costs": costs(workspace, predictor.cpu()),
     }
     for rollouts, cost in record["costs"].items():
         print(f"{rollouts:>8}  " + "  ".join(f"{name} {value:.4g}" for name, value in cost.items()))

@@ -4,7 +4,7 @@
 ... def main(grid, context):
 ...     reward = FederatedReward.open(grid, context, mode="deficit")
 ...     reward(["Tea?", "Tea?"], ["Yes", "No"], options=[["Yes", "No"]] * 2)
-[0.21, -0.21]
+[0.71, 0.29]
 """
 
 import logging
