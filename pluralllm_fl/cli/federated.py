@@ -16,7 +16,8 @@ from pluralllm_fl.cli.settings import Assignments, gather_finished
 from pluralllm_fl.cli.simulate import termination_as_interrupt
 from pluralllm_fl.config import RunConfig, app_directory
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.runs.lookup import read_json, resolve_run
+from pluralllm_fl.runs.lookup import resolve_run
+from pluralllm_fl.runs.record import RunRecord
 
 
 @guarded
@@ -37,7 +38,7 @@ def federated(
     folder = resolve_run(run)
     config = gather_finished(folder, assignments or [])
     with _app(script) as app, termination_as_interrupt():
-        if read_json(folder / "run.json").get("mode") == "deployment":
+        if RunRecord.read(folder).mode == "deployment":
             _deployed(config, app)
         else:
             _simulated(config, app)
@@ -49,16 +50,16 @@ def _app(script: Path) -> Iterator[Path]:
     from pluralllm_fl.processes.flower import stage_app
 
     with tempfile.TemporaryDirectory(prefix="plfl-") as folder:
-        stage_app(app_directory(), Path(folder))
-        shutil.copy(script, Path(folder) / "server_app.py")
-        yield Path(folder)
+        staged, _ = stage_app(app_directory(), {}, Path(folder))
+        shutil.copy(script, Path(staged) / "server_app.py")
+        yield Path(staged)
 
 
 def _simulated(config: RunConfig, app: Path) -> None:
     from pluralllm_fl.processes.launcher import PrivateSuperLink, last_lines
 
     run = Path(config.resume)
-    nodes, log = len(read_json(run / "run.json")["dataset"]["groups"]), run / "federated.log"
+    nodes, log = len(RunRecord.read(run, "dataset").groups), run / "federated.log"
     log.unlink(missing_ok=True)
     log.touch()
     with log.open(encoding="utf-8", errors="replace") as lines:

@@ -11,7 +11,8 @@ import typer
 from pluralllm_fl.config import RunConfig, Value, default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
 from pluralllm_fl.runs.artefacts import new_run_name
-from pluralllm_fl.runs.lookup import read_json, resolve_run
+from pluralllm_fl.runs.lookup import resolve_run
+from pluralllm_fl.runs.record import RunRecord
 
 # Options of several commands that become run-config keys.
 Dataset = Annotated[
@@ -67,9 +68,9 @@ def gather_resumed(
     """
     run = resolve_run(run, completed=False)
     config = _continued(run, named, assignments)
-    recorded = read_json(run / "run.json")
-    done = recorded.get("completed_rounds", 0)
-    if recorded.get("status") == "completed" and done >= config.num_server_rounds:
+    recorded = RunRecord.read(run)
+    done = recorded.completed_rounds
+    if recorded.status == "completed" and done >= config.num_server_rounds:
         raise ArtefactError(
             f"{run} is already completed ({done} rounds). Nothing to resume; more rounds: add "
             f"--rounds N. Its report: pluralllm report {shlex.quote(str(run))}"
@@ -85,7 +86,7 @@ def gather_finished(run: Path, assignments: Sequence[str]) -> RunConfig:
     ArtefactError
         If the run is not completed.
     """
-    if (status := read_json(run / "run.json").get("status")) != "completed":
+    if (status := RunRecord.read(run).status) != "completed":
         raise ArtefactError(
             f"{run} is {status}, not completed: it has no final model. Continue it with: "
             f"pluralllm resume {shlex.quote(str(run))}"
@@ -96,12 +97,8 @@ def gather_finished(run: Path, assignments: Sequence[str]) -> RunConfig:
 def _continued(
     run: Path, named: Mapping[str, Value | None], assignments: Sequence[str]
 ) -> RunConfig:
-    values = read_json(run / "run.json").get("config")
-    if not isinstance(values, dict):
-        raise ArtefactError(
-            f"{run / 'run.json'} is damaged: it holds no config. Restore it from a copy."
-        )
-    values = values | _overrides(named, assignments, default_run_config())
+    recorded = RunRecord.read(run, "config")
+    values = {**recorded.config} | _overrides(named, assignments, default_run_config())
     values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
     return _finished(values)
 

@@ -8,6 +8,6 @@ another order. Device and precision take no part in the key: what was embedded f
 device, is what every later process reads.
 """
 
-from pluralllm_fl.embedding.embedder import EmbeddingTable, TextEmbedder
+from pluralllm_fl.embedding.embedder import EmbeddingTable, Progress, TextEmbedder
 
-__all__ = ["EmbeddingTable", "TextEmbedder"]
+__all__ = ["EmbeddingTable", "Progress", "TextEmbedder"]

@@ -1,10 +1,9 @@
 """Federated reward: each group scores a policy's rollouts at home, the server sees numbers.
 
->>> @app.main()
-... def main(grid, context):
-...     reward = FederatedReward.open(grid, context, mode="deficit")
-...     reward(["Tea?", "Tea?"], ["Yes", "No"], options=[["Yes", "No"]] * 2)
-[0.71, 0.29]
+In a ServerApp's main function (`examples/federated_reward.py` is whole)::
+
+    reward = FederatedReward.open(grid, context, mode="deficit")
+    reward(["Tea?", "Tea?"], ["Yes", "No"], options=[["Yes", "No"]] * 2)  # [0.71, 0.29]
 """
 
 import logging

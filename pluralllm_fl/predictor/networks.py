@@ -19,7 +19,7 @@ LARGEST_ROW = 2**17  # of an embedding: two vectors of the language model
 class PredictorConfig:
     """Everything needed to rebuild a predictor and to embed text for it."""
 
-    architecture: Literal["transformer", "published"] = "transformer"
+    architecture: str = "transformer"
     embedding_dim: int
     width: int = 96
     layers: int = 1
@@ -84,7 +84,7 @@ class PredictorConfig:
 
 
 class Network(nn.Module, ABC):
-    """An architecture: one class, and one line in `predictor.NETWORKS`.
+    """An architecture: one class, and one line in `config.ARCHITECTURES`.
 
     All its parameters are trained and averaged. Nothing in it belongs to one group: a group enters
     through its context alone.
