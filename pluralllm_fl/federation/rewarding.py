@@ -148,14 +148,14 @@ class FederatedReward:
         Returns
         -------
         list of float or None
-            None where no node answered that could have given a reward.
+            None where nobody who was asked answered, and `unmatched` for what cannot be scored.
 
         Raises
         ------
         ConfigError
             For an unknown group or columns that cannot be used.
         FederationError
-            If no node at all answered, with every reason.
+            If every group is missing, with the reasons.
         """
         n = len(prompts)
         self.grid.admit(self.config.seen, self.config.unseen)
@@ -254,7 +254,8 @@ class FederatedReward:
         if not missing:
             return
         told = "; ".join(f"{name}: {reason}" for name, reason in sorted(missing.items()))
-        if not found:
+        # A batch may be all of one group's, which is away while others are there.
+        if not found and self.missing.keys() >= {*(self.groups or self._known)}:
             raise FederationError(f"No node gave rewards. Reasons: {told}")
         logger.warning(
             "Rewards without %d of %d groups. %s", len(missing), len(missing) + len(found), told

@@ -145,6 +145,7 @@ def test_a_missing_node_is_left_out_named_and_taken_back(
     own = [away, others[0], *[None] * 5]
     steered = federation.reward(**rollouts, group=own)
     assert [x is None for x in steered] == [True, False, *[True] * 5]
+    assert federation.reward(**rollouts, group=[away] * 7) == [None] * 7
 
     partition = {"partition-id": federation.partition[away], "num-partitions": NODES}
     federation.grid.join(federation.partition[away], partition)
