@@ -13,7 +13,7 @@ import typer
 from pluralllm_fl.cli.console import guarded, output
 from pluralllm_fl.cli.federate import flower_home
 from pluralllm_fl.cli.settings import Assignments, gather_finished
-from pluralllm_fl.cli.simulate import termination_as_interrupt
+from pluralllm_fl.cli.simulate import one_interrupt
 from pluralllm_fl.config import RunConfig, app_directory
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.runs.lookup import resolve_run
@@ -37,7 +37,7 @@ def federated(
     """Run a script in RUN's federation, simulated or deployed, whose nodes reward its policy."""
     folder = resolve_run(run)
     config = gather_finished(folder, assignments or [])
-    with _app(script) as app, termination_as_interrupt():
+    with _app(script) as app, one_interrupt():
         if RunRecord.read(folder).mode == "deployment":
             _deployed(config, app)
         else:

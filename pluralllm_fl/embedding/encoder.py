@@ -1,7 +1,7 @@
 """Running a frozen language model over texts. Importing this module loads torch."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from itertools import groupby
@@ -12,14 +12,13 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from pluralllm_fl.devices import available_cpus, torch_device
+from pluralllm_fl.devices import available_cpus
 from pluralllm_fl.embedding.models import ModelFiles, require_gguf
 from pluralllm_fl.errors import EmbeddingError
 
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_BATCH = {"cpu": 256, "cuda": 8192}
-_HALF_PRECISION_BYTES = 2**30
 _MOST_THREADS = 8  # a small language model gains nothing from more
 
 
@@ -36,16 +35,14 @@ class Encoder:
         Longer texts are cut.
     cut : "left" or "right"
         The side on which they lose tokens.
-    device : str
-        "auto" is CUDA if present, else CPU. On CPU all is float32; elsewhere weights above 1 GiB
-        run in half precision.
+    device : torch.device
+    dtype : str
+        PyTorch's name of the number format in which the model computes.
 
     Raises
     ------
     EmbeddingError
         If the model cannot be used.
-    ConfigError
-        If the device cannot be used.
     """
 
     def __init__(
@@ -54,23 +51,24 @@ class Encoder:
         pooling: Literal["mean", "last"],
         max_tokens: int,
         cut: Literal["left", "right"],
-        device: str,
+        device: torch.device,
+        dtype: str,
     ) -> None:
         self._name = files.name
         self._pooling = pooling
         self._max_tokens = max_tokens
-        self._device = torch_device(device)
+        self._device = device
         self._tokenizer, model = _load(files)
         self._tokenizer.truncation_side = cut
-        dtype = torch.float32
-        if self._device.type != "cpu" and files.weights_bytes > _HALF_PRECISION_BYTES:
-            bf16 = self._device.type != "cuda" or torch.cuda.is_bf16_supported()
-            dtype = torch.bfloat16 if bf16 else torch.float16
         with _explained(self._name):
-            self._model = model.to(device=self._device, dtype=dtype).eval()
+            self._model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
 
-    def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    def encode(
+        self, texts: Sequence[str], known: Callable[[int], bool]
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yield (indices into `texts`, vectors of shape (indices, dimension)), batch by batch.
+
+        Texts whose index is `known` when their batch's turn comes are left out.
 
         A batch holds texts of one token count, so nothing is masked, and as many rows as that
         count always has: a matrix product of other shape may sum in another order, and a text
@@ -87,7 +85,9 @@ class Encoder:
             members = list(group)
             size = max(1, budget // length)
             for start in range(0, len(members), size):
-                batch = members[start : start + size]
+                batch = [i for i in members[start : start + size] if not known(i)]
+                if not batch:
+                    continue
                 filled = [ids[i] for i in batch] + [ids[batch[0]]] * (size - len(batch))
                 yield batch, self._vectors(filled)[: len(batch)]
 

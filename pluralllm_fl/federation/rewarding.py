@@ -23,6 +23,7 @@ from pluralllm_fl.datasets.answers import asked
 from pluralllm_fl.errors import ConfigError, FederationError, nearest
 from pluralllm_fl.evaluation.opening import require_same_embedding
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
+from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.reply_checks import reward_reply
 from pluralllm_fl.federation.roster import collect
 from pluralllm_fl.predictor.model import PreferencePredictor
@@ -115,6 +116,9 @@ class FederatedReward:
             answer_timeout=config.round_timeout,
             seen=config.seen,
             unseen=config.unseen,
+            keys=NodeKeys(
+                grid, config.node_keys, lambda reason: logger.warning("Refused: %s", reason)
+            ),
         )
         require_same_embedding(predictor, roster.embedding)
         guarded = GuardedGrid(grid, roster, config.round_timeout)
