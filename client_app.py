@@ -1,11 +1,19 @@
-"""The ClientApp: introduce, train and evaluate over one group's data."""
+"""The ClientApp: introduce, train, evaluate and reward over one group's data."""
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from pluralllm_fl.federation.node import LocalNode, discreet
 from pluralllm_fl.wire.changes import NODE_ENDS
-from pluralllm_fl.wire.messages import ARRAYS, METRICS, Order, score_record, trained
+from pluralllm_fl.wire.messages import (
+    ARRAYS,
+    METRICS,
+    Order,
+    RewardRequest,
+    rewarded,
+    score_record,
+    trained,
+)
 
 app = ClientApp(mods=NODE_ENDS)
 
@@ -37,3 +45,12 @@ def evaluate(message: Message, context: Context) -> Message:
     with discreet(context):
         scores = LocalNode.from_context(context).evaluate(message.content.array_records[ARRAYS])
     return Message(RecordDict({METRICS: score_record(scores)}), reply_to=message)
+
+
+@app.query("reward")
+def reward(message: Message, context: Context) -> Message:
+    """Score a policy's rollouts for this node's group; reply with one number each."""
+    with discreet(context):
+        request, node = RewardRequest.parse(message.content), LocalNode.from_context(context)
+        rewards = node.reward(message.content.array_records[ARRAYS], request)
+    return Message(rewarded(rewards), reply_to=message)

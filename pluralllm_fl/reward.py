@@ -70,10 +70,7 @@ class PluralisticReward:
     def __post_init__(self) -> None:
         if not self.groups:
             raise ConfigError("A reward needs at least one group.")
-        if self.mode not in get_args(Mode):
-            raise ConfigError(f"mode = '{self.mode}': must be one of {', '.join(get_args(Mode))}.")
-        if self.nearest and self.mode == "centred":
-            raise ConfigError("Mode 'centred' scores any text as it is: leave out nearest.")
+        check_mode(self.mode, nearest=self.nearest)
 
     @property
     def __name__(self) -> str:
@@ -115,11 +112,11 @@ class PluralisticReward:
         """
         n = len(prompts)
         cells = zip(
-            _column("group", group, n),
+            column("group", group, n),
             prompts,
-            _column("question", prompts if question is None else question, n),
-            _column("options", options, n),
-            _column("completions", completions, n),
+            column("question", prompts if question is None else question, n),
+            column("options", options, n),
+            column("completions", completions, n),
             strict=True,
         )
         rows = [
@@ -161,7 +158,16 @@ class PluralisticReward:
         return rows
 
 
-def _column(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
+def check_mode(mode: str, *, nearest: bool) -> None:
+    """Refuse a mode that there is not, or with which `nearest` makes no sense."""
+    if mode not in get_args(Mode):
+        raise ConfigError(f"mode = '{mode}': must be one of {', '.join(get_args(Mode))}.")
+    if nearest and mode == "centred":
+        raise ConfigError("Mode 'centred' scores any text as it is: leave out nearest.")
+
+
+def column(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
+    """Return a column of a batch of n rows; refuse one that is absent or of another length."""
     if values is None:
         raise ConfigError(f"The reward needs the column '{name}' in the data set.")
     if len(values) != n:

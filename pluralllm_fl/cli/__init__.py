@@ -15,6 +15,7 @@ from pluralllm_fl.cli.baselines import baselines
 from pluralllm_fl.cli.bench import bench
 from pluralllm_fl.cli.deploy import deploy
 from pluralllm_fl.cli.federate import resume, run
+from pluralllm_fl.cli.federated import federated
 from pluralllm_fl.cli.simulate import simulate
 from pluralllm_fl.cli.use import check, evaluate, predict, report
 
@@ -37,8 +38,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Look at data files.", no_args_is_help=True)
 app.add_typer(data, name="data")
-app.add_typer(deploy, name="deploy")
 app.add_typer(align, name="align")
+app.add_typer(deploy, name="deploy")
 
 app.command()(simulate)
 app.command()(resume)
@@ -50,6 +51,7 @@ app.command()(audit)
 app.command(context_settings={"ignore_unknown_options": True})(bench)
 data.command()(check)
 deploy.command()(run)
+align.command()(federated)
 
 
 def _version(asked: bool) -> None:

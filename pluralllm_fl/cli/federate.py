@@ -55,11 +55,11 @@ def resume(
         simulate(resume=folder, rounds=rounds, assignments=assignments)
         return
     config = gather_resumed(folder, {"num-server-rounds": rounds}, assignments or [])
-    home = None if superlink else _flower_home(folder)
+    home = None if superlink else flower_home(folder)
     _supervise(config, FlowerConnection("federation" if home else superlink, home))
 
 
-def _flower_home(run: Path) -> Path | None:
+def flower_home(run: Path) -> Path | None:
     """Return the folder of Flower's settings that `deploy init` wrote above a run's directory."""
     homes = (parent / "flwr" for parent in run.absolute().parents)
     return next((home for home in homes if (home.parent / "federation.toml").is_file()), None)

@@ -67,10 +67,8 @@ def gather_resumed(
         If there is no such run or it is already completed.
     """
     run = resolve_run(run, completed=False)
-    recorded = RunRecord.read(run, "config")
-    values = {**recorded.config} | _overrides(named, assignments, default_run_config())
-    values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
-    config = _finished(values)
+    config = _continued(run, named, assignments)
+    recorded = RunRecord.read(run)
     done = recorded.completed_rounds
     if recorded.status == "completed" and done >= config.num_server_rounds:
         raise ArtefactError(
@@ -78,6 +76,31 @@ def gather_resumed(
             f"--rounds N. Its report: pluralllm report {shlex.quote(str(run))}"
         )
     return config
+
+
+def gather_finished(run: Path, assignments: Sequence[str]) -> RunConfig:
+    """Return the config of a finished run, for what goes on with its model.
+
+    Raises
+    ------
+    ArtefactError
+        If the run is not completed.
+    """
+    if (status := RunRecord.read(run).status) != "completed":
+        raise ArtefactError(
+            f"{run} is {status}, not completed: it has no final model. Continue it with: "
+            f"pluralllm resume {shlex.quote(str(run))}"
+        )
+    return _continued(run, {}, assignments)
+
+
+def _continued(
+    run: Path, named: Mapping[str, Value | None], assignments: Sequence[str]
+) -> RunConfig:
+    recorded = RunRecord.read(run, "config")
+    values = {**recorded.config} | _overrides(named, assignments, default_run_config())
+    values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
+    return _finished(values)
 
 
 def absolute_source(source: str) -> str:

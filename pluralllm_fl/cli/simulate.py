@@ -106,7 +106,7 @@ def simulate(
         with RunDirectory.open(Path(config.resume)).claimed():
             pass  # the server will claim it; until then, none else may have it
     _check_gpus(config, gpus)
-    with _one_interrupt():
+    with one_interrupt():
         _Simulation(config, gpus, verbose=verbose).run()
 
 
@@ -391,7 +391,7 @@ def _writable(output_dir: Path, folder: Path, *, resumed: bool) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _one_interrupt() -> Iterator[None]:
+def one_interrupt() -> Iterator[None]:
     """Treat SIGTERM and a closed terminal like Ctrl-C, so that the run is cleaned up.
 
     Several at once are one, as `timeout` sends them: the second would cut the clean-up short.

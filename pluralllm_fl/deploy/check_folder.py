@@ -98,7 +98,7 @@ def read_settings(folder: Path) -> tuple[dict[str, str], list[Finding]]:
     values, problems = parse_settings(text)
     problems += [problem for key in REQUIRED if (problem := _missing(key, values, text))]
     usable = {key: value for key, value in values.items() if value}
-    for key in REQUIRED:
+    for key in (*REQUIRED, "REWARD_ANSWERS"):
         if key in usable and (reason := _invalid(key, usable[key])):
             problems.append(f"{key}={shlex.quote(usable.pop(key))}: {reason}.")
     if problems:
@@ -187,6 +187,8 @@ def _invalid(key: str, value: str) -> str:
         return "a group's name has no ';' and no spaces at its ends"
     if key == "ROLE" and value not in ("train", "evaluate"):
         return "must be train or evaluate"
+    if key == "REWARD_ANSWERS" and not (value.isascii() and value.isdecimal()):
+        return "must be a number of answers; 0: no rewards"
     if key == "RUNTIME_PORT" and not (value.isdecimal() and 1 <= int(value) <= 65535):
         return "must be a port, 1 to 65535"
     if key == "SUPERLINK":

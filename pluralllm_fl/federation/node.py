@@ -3,26 +3,38 @@
 import contextlib
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, Context
 
 from pluralllm_fl.config import RunConfig, Value
+from pluralllm_fl.embedding import TextEmbedder
 from pluralllm_fl.errors import ConfigError, DatasetError, FederationError, PluralLLMError
 from pluralllm_fl.evaluation.scores import NO_SCORE, evaluate_group
+from pluralllm_fl.inference import ConditionedGroup, Pluralist
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.predictor.networks import PredictorConfig
 from pluralllm_fl.predictor.training import round_seed, train_group
 from pluralllm_fl.preferences import Role
-from pluralllm_fl.wire.messages import Introduction, Order, Scores, TrainingReport
+from pluralllm_fl.reward import PluralisticReward
+from pluralllm_fl.wire.messages import (
+    Introduction,
+    Order,
+    RewardRequest,
+    Scores,
+    TrainingReport,
+)
 from pluralllm_fl.workspace import (
     Workspace,
     for_nodes,
     held_by_nodes,
     is_elastic,
     open_workspace,
+    text_embedder,
 )
 
 # A deployed node scores no fewer target questions than this: a mean over one is that answer.
@@ -34,7 +46,10 @@ LOCAL_KEYS = ("device", "threads", "embedding-cache", "embedding-model")
 
 @dataclass(frozen=True)
 class LocalNode:
-    """One group's data on this machine and the predictor to train and score on it."""
+    """One group's data on this machine and the predictor to train and score on it.
+
+    `reward_answers` is how many of the group's answers its rewards may build on; None: all.
+    """
 
     config: RunConfig
     workspace: Workspace
@@ -42,6 +57,7 @@ class LocalNode:
     role: Role
     groups: int
     supernodes: int
+    reward_answers: int | None = None
 
     @classmethod
     def from_context(cls, context: Context) -> "LocalNode":
@@ -103,7 +119,7 @@ class LocalNode:
                 f"node, `pluralllm data check {path}` says why."
             ) from None
         kind: Role = "train" if role == "train" else "evaluate"
-        return cls(own, workspace, group, kind, 0, 0)
+        return cls(own, workspace, group, kind, 0, 0, _reward_answers(node_config))
 
     @property
     def deployed(self) -> bool:
@@ -162,6 +178,41 @@ class LocalNode:
         """Score the received predictor on every split of this group's questions."""
         return self._scores(self._predictor(arrays))
 
+    def reward(self, arrays: ArrayRecord, request: RewardRequest) -> list[float | None]:
+        """Score a policy's rollouts by what this group is predicted to prefer.
+
+        The predictor is conditioned on the group's own answers, which stay here. Returns one
+        reward a completion, prompt by prompt; None where it cannot be scored.
+
+        Raises
+        ------
+        ConfigError
+            On a deployed node whose organisation has not said that it gives rewards.
+        """
+        reward = PluralisticReward(
+            {self.group: self._conditioned(arrays)}, request.mode, nearest=request.nearest
+        )
+        rows = [(i, p, said) for i, p in enumerate(request.prompts) for said in p.completions]
+        return reward(
+            prompts=[i for i, _, _ in rows],
+            completions=[said for _, _, said in rows],
+            question=[prompt.question for _, prompt, _ in rows],
+            options=[prompt.options for _, prompt, _ in rows],
+            group=[self.group] * len(rows),
+        )
+
+    def _conditioned(self, arrays: ArrayRecord) -> ConditionedGroup:
+        if self.reward_answers == 0:
+            raise ConfigError(
+                f"Group '{self.group}' gives no rewards: its organisation has not set "
+                "REWARD_ANSWERS in node.env (reward-answers in --node-config)."
+            )
+        own = self.workspace.dataset.groups[self.group]
+        # By the questions' ids, which are hashes: asked again in any way, the others stay unread.
+        shown = dict(islice(own.answers.items(), self.reward_answers))
+        predictor = self._predictor(arrays).cpu().eval()
+        return Pluralist(predictor, _embedder(self.config)).fit(replace(own, answers=shown))
+
     def _scores(self, predictor: PreferencePredictor) -> Scores:
         scores = evaluate_group(
             predictor,
@@ -200,6 +251,22 @@ def discreet(context: Context) -> Iterator[None]:
             f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}, on the "
             f"node of group '{context.node_config.get('group')}'."
         ) from None
+
+
+@lru_cache(maxsize=1)
+def _embedder(config: RunConfig) -> TextEmbedder:
+    """Return the embedder of new texts; it keeps the language model loaded."""
+    return text_embedder(config)
+
+
+def _reward_answers(node_config: Mapping[str, Value]) -> int:
+    value = node_config.get("reward-answers", 0)
+    if type(value) is not int or value < 0:
+        raise ConfigError(
+            f"reward-answers = {value!r} in --node-config: must be the number of answers that "
+            "rewards may build on; 0: no rewards."
+        )
+    return value
 
 
 def _listed_role(config: RunConfig, group: str) -> Role:

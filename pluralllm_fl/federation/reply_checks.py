@@ -8,8 +8,9 @@ from flwr.app import MetricRecord, RecordDict
 
 from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.config import RunConfig
+from pluralllm_fl.reward import Mode
 from pluralllm_fl.wire.changes import received
-from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, parse_scores
+from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, REWARDS, parse_scores
 from pluralllm_fl.wire.reading import BadReply
 from pluralllm_fl.wire.records import to_record, update_norms
 
@@ -17,6 +18,14 @@ from pluralllm_fl.wire.records import to_record, update_norms
 MAX_WEIGHT = 1e12
 # A larger one would overflow the mean over groups.
 MAX_LOSS = 1e12
+# No two logits of a sound model are further apart; a mean over groups would be lost in more.
+MAX_LOGIT = 1e4
+# What a reward can be: log p, p minus a share, or a logit among others.
+REWARD_RANGES: Mapping[Mode, tuple[float, float]] = {
+    "likelihood": (-MAX_LOGIT, 0.0),
+    "deficit": (-1.0, 1.0),
+    "centred": (-MAX_LOGIT, MAX_LOGIT),
+}
 
 
 def train_reply(
@@ -94,6 +103,32 @@ def evaluate_reply(content: RecordDict) -> RecordDict:
     return RecordDict({"metrics": metrics})
 
 
+def reward_reply(content: RecordDict, mode: Mode, expected: int) -> list[float]:
+    """Return the rewards in a reply.
+
+    Parameters
+    ----------
+    content : RecordDict
+    mode : {"likelihood", "deficit", "centred"}
+    expected : int
+        Completions that can be scored.
+
+    Raises
+    ------
+    BadReply
+        For wrong records, another number of rewards, NaN or infinite values, or a value that no
+        reward of this mode can have.
+    """
+    rewards = _metrics(content, (REWARDS,))[REWARDS]
+    if not isinstance(rewards, list) or len(rewards) != expected:
+        given = len(rewards) if isinstance(rewards, list) else "no list of"
+        raise BadReply(f"{given} rewards for {expected} rollouts")
+    low, high = REWARD_RANGES[mode]
+    if odd := [reward for reward in rewards if not low <= reward <= high]:
+        raise BadReply(f"reward {odd[0]:g} is not possible in mode {mode} ({low:g} to {high:g})")
+    return [float(reward) for reward in rewards]
+
+
 def odd_keys(replies: Mapping[str, RecordDict], expected: Iterable[str]) -> dict[str, str]:
     """Find replies whose metric keys differ from most others': a reason by group.
 
@@ -121,7 +156,7 @@ def _metrics(content: RecordDict, required: Iterable[str]) -> MetricRecord:
         raise BadReply(f"metrics lack {', '.join(missing)}")
     for key, value in metrics.items():
         if not all(math.isfinite(x) for x in (value if isinstance(value, list) else [value])):
-            raise BadReply(f"metric {key} = {value} is not finite")
+            raise BadReply(f"metric {key} = {value!s:.60} is not finite")
     return metrics.copy()
 
 

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,27 @@ class FlowerConnection:
         run = self.runs("--run-id", str(run_id))[0]
         return str(run["status"]), str(run["status-details"])
 
+    def log(self, run_id: int) -> Iterator[str]:
+        """Yield the lines of a run's log as it grows, until Flower says no more."""
+        command = [str(Path(flower_scripts()) / "flwr"), "log", str(run_id), self.name, "--stream"]
+        process = subprocess.Popen(
+            [word for word in command if word], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+            env=self._environment,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            yield from process.stdout
+        finally:
+            process.kill()
+            process.wait()
+
+    def end(self, run_id: int) -> tuple[str, str]:
+        """Wait until a run is over; return what `status` says of it."""
+        while (found := self.status(run_id))[0] in ACTIVE:
+            time.sleep(1.0)
+        return found
+
     def runs(self, *options: str) -> list[dict[str, Any]]:
         """Return what Flower lists of its runs, the newest first.
 
@@ -88,16 +110,20 @@ class FlowerConnection:
         """Tell whether the SuperLink answers."""
         return "runs" in self._flwr("list", self.name, "--limit", "1")
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        home = {"FLWR_HOME": str(self.home)} if self.home else {}
+        quiet = {"FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+        return {**os.environ, **quiet, **self.environment, **home}
+
     def _flwr(self, *arguments: str) -> dict[str, object]:
         scripts = flower_scripts()
-        home = {"FLWR_HOME": str(self.home)} if self.home else {}
         command = [str(Path(scripts) / "flwr"), *filter(None, arguments), "--format", "json"]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=120,
                 stdin=subprocess.DEVNULL, start_new_session=True,
-                env={**os.environ, "FLWR_DISABLE_UPDATE_CHECK": "1",
-                     "FLWR_TELEMETRY_ENABLED": "0", **self.environment, **home},
+                env=self._environment,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return {"error-message": "no answer within 120 s"}

@@ -7,22 +7,27 @@ query      nothing                                  `Introduction`
 train      the model, `Order`                       the trained model, `TrainingReport`, and
                                                     scores of the model as received if asked for
 evaluate   the model, `Order`                       scores of the model
+reward     the model, `RewardRequest`               one number a rollout
 =========  =======================================  ============================================
 
-An order holds what changes by round; everything else stands in the run config, which every node
-has. A strategy may write its own values into an order's record before it is sent.
+The last is a query with a name of its own. An order holds what changes by round; everything else
+stands in the run config, which every node has. A strategy may write its own values into an order's
+record before it is sent.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, get_type_hints
+from typing import Any, NamedTuple, Self, get_type_hints
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, EvaluationSplit, SplitScore
+from pluralllm_fl.reward import Mode
 
 ARRAYS, METRICS, ORDER, SCORES = "arrays", "metrics", "config", "evaluation"
+REWARD, REWARDS = "query.reward", "rewards"  # the message's type, and the numbers in its reply
 ROLES = ("train", "evaluate")
 Scores = Mapping[EvaluationSplit, SplitScore]
 
@@ -168,6 +173,59 @@ def trained(arrays: ArrayRecord, report: TrainingReport, scores: Scores | None) 
     if scores is not None:
         content[SCORES] = score_record(scores)
     return content
+
+
+class Rollouts(NamedTuple):
+    """What a policy said to one prompt: the question and options that the predictor reads."""
+
+    question: str
+    options: tuple[str, ...]
+    completions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardRequest:
+    """Rollouts that a node is to score; `mode` and `nearest` as in `PluralisticReward`.
+
+    These are the policy's texts, nobody's answers. The reply holds a number for each completion,
+    in this order, but for those that no group can score.
+    """
+
+    mode: Mode
+    nearest: bool
+    prompts: tuple[Rollouts, ...]
+
+    def record(self) -> ConfigRecord:
+        """Return the record of a request."""
+        return ConfigRecord(
+            {"mode": self.mode, "nearest": self.nearest, "prompts": json.dumps(self.prompts)}
+        )
+
+    @classmethod
+    def parse(cls, content: RecordDict) -> Self:
+        """Read a message of the server.
+
+        Raises
+        ------
+        ConfigError
+            If it is none that this version knows.
+        """
+        try:
+            record = content.config_records[ORDER]
+            read = json.loads(str(record["prompts"]))
+            prompts = tuple(Rollouts(text, tuple(o), tuple(c)) for text, o, c in read)
+            return cls(str(record["mode"]), bool(record["nearest"]), prompts)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"The server's request for rewards cannot be read ({error!r:.200}). Server and "
+                "nodes need the same version of pluralllm-fl."
+            ) from None
+
+
+def rewarded(rewards: Sequence[float | None]) -> RecordDict:
+    """Return the content of a reply to a request for rewards."""
+    given = [reward for reward in rewards if reward is not None]
+    return RecordDict({METRICS: MetricRecord({REWARDS: given})})
 
 
 def _count(value: object) -> int:

