@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import os
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pluralllm_fl.errors import ConfigError
@@ -39,6 +41,32 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+_threads_lock = threading.Lock()
+_threads_before: list[int] = []  # of every `torch_threads` that is open
+
+
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads, then with as many as before.
+
+    The number is one for the whole process, so what other threads of the caller compute meanwhile
+    has it too; the last one to leave restores what the first one found.
+    """
+    import torch
+
+    with _threads_lock:
+        _threads_before.append(torch.get_num_threads())
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        with _threads_lock:
+            before = _threads_before[0]
+            _threads_before.pop()
+            if not _threads_before:
+                torch.set_num_threads(before)
 
 
 def release_memory() -> None:

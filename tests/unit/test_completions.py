@@ -2,7 +2,7 @@
 
 import pytest
 
-from pluralllm_fl.alignment.matching import spoken, stated_option
+from pluralllm_fl.datasets.completions import spoken, stated_option
 from pluralllm_fl.errors import ConfigError
 
 DRINKS = ["Tea", " Coffee", "Milk"]
