@@ -156,7 +156,7 @@ class ConditionedGroup:
         with torch_threads(1):  # small matrices: several threads would mostly wait
             scores = [
                 score(self.context, batch.select(part)).log_probability
-                for part in parts.split(QUESTIONS_AT_ONCE)
+                for part in torch.split(parts, QUESTIONS_AT_ONCE)
             ]
         found: FloatArray = torch.cat(scores).double().numpy()
         return found

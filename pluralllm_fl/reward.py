@@ -199,9 +199,11 @@ class PluralisticReward:
             for row in rows
         ]
         unread = [i for i, row in enumerate(rows) if row.choice is None and row.completion]
+        if not unread:
+            return rows
         embedder = next(iter(self.groups.values())).pluralist.embedder
         pairs = [(rows[i].question, rows[i].completion) for i in unread]
-        for i, choice in zip(unread, nearest_options(embedder, pairs) if pairs else [], strict=True):
+        for i, choice in zip(unread, nearest_options(embedder, pairs), strict=True):
             rows[i] = rows[i]._replace(choice=choice)
         return rows
 

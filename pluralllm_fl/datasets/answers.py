@@ -149,7 +149,9 @@ def _numbers(question: Question, values: Sequence[float]) -> NDArray[Any]:
     """
     try:
         p = np.asarray(values)
-        fits = p.shape == (len(question.options),) and p.dtype.kind in "iuf" and bool((p >= 0).all())
+        fits = (
+            p.shape == (len(question.options),) and p.dtype.kind in "iuf" and bool((p >= 0).all())
+        )
     except (TypeError, ValueError):
         fits = False
     total = p.sum() if fits else 0.0

@@ -69,9 +69,7 @@ def quoted_option(completion: str, options: Sequence[str]) -> int | None:
     spans = [
         (match.start(), match.end(), index)
         for index, option in enumerate(options)
-        for match in re.finditer(
-            rf"(?<!\w){re.escape(option.casefold().strip(' .!'))}(?!\w)", text
-        )
+        for match in re.finditer(rf"(?<!\w){re.escape(option.casefold().strip(' .!'))}(?!\w)", text)
     ]
     found = {
         index

@@ -140,7 +140,9 @@ def _privacy(audit: Json | None) -> str:
     for row in audit["model"]:
         excess = mapping(mapping(row.get("excess")).get("difference"))
         trained = mapping(row["trained"])
-        values = [number(mapping(trained.get(side)).get("alignment")) for side in ("seen", "unseen")]
+        values = [
+            number(mapping(trained.get(side)).get("alignment")) for side in ("seen", "unseen")
+        ]
         cells = [*values, number(excess.get("alignment"))]
         shown = " | ".join("–" if x is None else f"{x:.3f}" for x in cells)
         lines.append(f"| {row['known']} | {shown} |")

@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._json({"error": path}, 404)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def _oid(self, name: str) -> str:
         files = sorted(self.server.repositories[name].items())

@@ -75,19 +75,19 @@ def test_a_model_goes_to_the_hub_and_comes_back(finished: Path, hub: Hub) -> Non
     expected = sent.fit({}).predict(*ASK)
     np.testing.assert_array_equal(fetched.fit({}).predict(*ASK), expected)
 
-    hub.repositories.clear()  # what was fetched once is kept
     with pytest.raises(ArtefactError, match=r"no folder me/absent here, and no such model.*Check"):
         Pluralist.from_pretrained("me/absent")
 
 
+@pytest.mark.usefixtures("hub")
 def test_a_hub_out_of_reach_is_an_error_with_a_remedy_or_a_copy(
-    finished: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Pluralist.from_pretrained(finished).push_to_hub("me/predictor", token="t")
     Pluralist.from_pretrained("me/predictor")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     Pluralist.from_pretrained("me/predictor")
-    with pytest.raises(ArtefactError, match="no folder runs/absent here.*connect once"):
+    with pytest.raises(ArtefactError, match=r"no folder runs/absent here.*connect once"):
         Pluralist.from_pretrained("runs/absent")
     with pytest.raises(ArtefactError, match="cannot be sent to 'me/other'"):
         Pluralist.from_pretrained(finished).push_to_hub("me/other", token="t")
