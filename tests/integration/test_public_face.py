@@ -1,11 +1,13 @@
 """The public face: answers in four forms, many questions in one pass, and nothing left behind."""
 
 import copy
+import doctest
 import json
 import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from pluralllm_fl import Pluralist
+from pluralllm_fl import Pluralist, inference, reward
 from pluralllm_fl.devices import torch_threads
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, DatasetError
@@ -254,3 +256,15 @@ def test_more_questions_than_are_scored_at_once(group: ConditionedGroup) -> None
     one, other = group.predict_proba(ASKED)
     for i, p in enumerate(group.predict_proba(many)):
         np.testing.assert_allclose(p, other if i % 2 else one, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [inference, reward], ids=["inference", "reward"])
+def test_the_examples_of_a_module_run(
+    module: ModuleType, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "my-run").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testmod(module)
+    assert found.attempted > 3
+    assert found.failed == 0
