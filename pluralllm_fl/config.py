@@ -8,7 +8,7 @@ import json
 import math
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -29,6 +29,26 @@ class Bounds(NamedTuple):
         high = "" if self.below == math.inf else f" and below {self.below:g}"
         _require(self.low <= value < self.below, key, value, f"at least {self.low:g}{high}")
 
+
+class OneOf(NamedTuple):
+    """The names that a text may be."""
+
+    names: Collection[str]
+
+    def require(self, key: str, value: object) -> None:
+        """Raise ConfigError for anything else."""
+        if value not in self.names:
+            raise ConfigError(
+                f"{key} = {value!r}: must be one of {', '.join(self.names)}."
+                f"{nearest(str(value), self.names)}"
+            )
+
+
+# The networks. Their classes are imported where a predictor is built, and not here.
+ARCHITECTURES = {
+    "transformer": "pluralllm_fl.predictor.transformer:TransformerNetwork",
+    "published": "pluralllm_fl.predictor.published:PublishedNetwork",
+}
 
 # Upper bounds keep a slip or a changed file from asking for more than any machine has.
 Count = Annotated[int, Bounds(0, 1e9)]
@@ -63,7 +83,7 @@ class RunConfig:
     embedding_standardise: bool
     embedding_cache: str
     # -- predictor
-    architecture: Literal["transformer", "published"]
+    architecture: Annotated[str, OneOf(ARCHITECTURES)]
     width: Size
     layers: Few
     heads: Few
@@ -255,17 +275,12 @@ def _require(valid: bool, name: str, value: object, demand: str) -> None:
 
 def _coerce(key: str, value: Value, hint: object) -> Any:
     if typing.get_origin(hint) is Annotated:
-        kind, bounds = typing.get_args(hint)
-        number = _coerce(key, value, kind)
-        bounds.require(key, number)
-        return number
+        kind, demand = typing.get_args(hint)
+        coerced = _coerce(key, value, kind)
+        demand.require(key, coerced)
+        return coerced
     if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise ConfigError(
-                f"{key} = {value!r}: must be one of {', '.join(choices)}."
-                f"{nearest(str(value), choices)}"
-            )
+        OneOf(typing.get_args(hint)).require(key, value)
         return value
     if hint is float and type(value) is int:
         value = float(value) if abs(value) < 2**63 else math.inf

@@ -9,7 +9,7 @@ ConditionedGroup(1 answer)
 (2,)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from html import escape
@@ -151,12 +151,11 @@ class ConditionedGroup:
     def _log_probability(
         self, questions: Sequence[Question], offered: BoolArray | None = None
     ) -> FloatArray:
-        batch = self.pluralist.batch(questions, offered=offered)
-        score, parts = self.pluralist.predictor.score, torch.arange(len(batch))
+        score = self.pluralist.predictor.score
         with torch_threads(1):  # small matrices: several threads would mostly wait
             scores = [
-                score(self.context, batch.select(part)).log_probability
-                for part in torch.split(parts, QUESTIONS_AT_ONCE)
+                score(self.context, batch).log_probability
+                for batch in self.pluralist.batches(questions, offered=offered)
             ]
         found: FloatArray = torch.cat(scores).double().numpy()
         return found
@@ -290,30 +289,48 @@ class Pluralist:
         return ConditionedGroup(self, context, len(known), known.group)
 
     def batch(
+        self, questions: Sequence[Question], known: GroupPreferences | None = None
+    ) -> QuestionBatch:
+        """Embed questions into one batch, with a group's answers to them where `known`."""
+        offered = None if known is None else known.offers(questions)
+        (batch,) = self.batches(questions, known, offered, at_once=max(len(questions), 1))
+        return batch
+
+    def batches(
         self,
         questions: Sequence[Question],
         known: GroupPreferences | None = None,
         offered: BoolArray | None = None,
-    ) -> QuestionBatch:
-        """Embed questions into a batch, with a group's answers to them where `known`.
+        at_once: int = QUESTIONS_AT_ONCE,
+    ) -> Iterator[QuestionBatch]:
+        """Embed questions, and yield them in batches.
 
         Parameters
         ----------
+        known : GroupPreferences, optional
+            The group's answers to them.
         offered : ndarray of bool, shape (options of all questions,), or None
-            What can be chosen; None: what `known` says, else all.
+            What can be chosen; None: all.
+        at_once : int
+            Questions of a batch.
         """
         table = self.embedder.embed(questions)
-        shares = None
-        if known is not None:
-            shares = np.concatenate([known.answers[q] for q in questions]).astype(np.float32)
-            offered = known.offers(questions)
-        return QuestionBatch.build(
-            torch.from_numpy(table.vectors),
-            np.array([table.first_row[q.id] for q in questions], dtype=np.int64),
-            np.array([len(q.options) for q in questions], dtype=np.int64),
-            None if shares is None else torch.from_numpy(shares),
-            None if offered is None else torch.from_numpy(offered),
-        )
+        vectors = torch.from_numpy(table.vectors)
+        sizes = np.array([len(q.options) for q in questions], dtype=np.int64)
+        ends = np.concatenate([[0], sizes.cumsum()])
+        for start in range(0, len(questions), at_once):
+            part, size = questions[start : start + at_once], sizes[start : start + at_once]
+            options = slice(ends[start], ends[start + len(part)])
+            shares = None
+            if known is not None:
+                shares = np.concatenate([known.answers[q] for q in part]).astype(np.float32)
+            yield QuestionBatch.build(
+                vectors,
+                np.array([table.first_row[q.id] for q in part], dtype=np.int64),
+                size,
+                None if shares is None else torch.from_numpy(shares),
+                None if offered is None else torch.from_numpy(offered[options]),
+            )
 
 
 def predict_distribution(

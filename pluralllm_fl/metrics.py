@@ -39,6 +39,14 @@ def alignment(
     ------
     PluralLLMError
         For a NaN, an infinite or negative value, or a question without mass: never a score.
+
+    Examples
+    --------
+    Two questions, of two and of three options:
+
+    >>> question = np.array([0, 0, 1, 1, 1])
+    >>> alignment([0.5, 0.5, 1, 0, 0], [0.5, 0.5, 0.6, 0.2, 0.2], question).round(4)
+    array([1.    , 0.5952])
     """
     p, q = (_normalise(np.asarray(x, dtype=np.float64), question) for x in (predicted, true))
     middle = (p + q) / 2
@@ -75,6 +83,11 @@ def restrict(predicted: FloatArray, offered: BoolArray, question: IntArray) -> F
     -------
     ndarray, shape (options,)
         Exactly 0 where an option was not offered; sums to 1 in each question.
+
+    Examples
+    --------
+    >>> restrict(np.array([0.2, 0.3, 0.5]), np.array([True, True, False]), np.array([0, 0, 0]))
+    array([0.4, 0.6, 0. ])
     """
     kept = np.where(offered, predicted, 0.0)
     kept = np.where(np.bincount(question, weights=kept)[question] == 0, offered, kept)
@@ -130,6 +143,12 @@ def fairness(by_group: ArrayLike) -> dict[str, float]:
         ``cov`` = std/mean (population std), ``fairness_index_cov2`` = 1/(1+CoV^2)
         (arXiv 2512.08786), ``fairness_index_cov`` = 1/(1+CoV) (arXiv 2604.04261), ``min``,
         ``worst_decile`` (mean of the worst tenth, at least one group), ``gap`` = max - min.
+
+    Examples
+    --------
+    >>> found = fairness([0.8, 0.9, 0.7])
+    >>> {name: round(value, 3) for name, value in found.items() if name in ("cov", "min", "gap")}
+    {'cov': 0.102, 'min': 0.7, 'gap': 0.2}
     """
     scores = np.sort(np.asarray(by_group, dtype=np.float64))
     cov = float(scores.std() / scores.mean())

@@ -1,6 +1,5 @@
 """What a node or a tool works on: data set, group split, embedding table, group tables."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,12 +12,11 @@ from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.devices import torch_device
-from pluralllm_fl.embedding import TextEmbedder
+from pluralllm_fl.embedding import Progress, TextEmbedder
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 
-Progress = Callable[[int, int], None]
 SURVEY_GROUPS = 8  # of the generated survey, if there are not more nodes
 RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 

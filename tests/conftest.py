@@ -20,13 +20,17 @@ settings.load_profile("unhurried")
 torch.set_num_threads(1)
 
 TIERS = {"unit": "fast", "integration": "integration", "e2e": "e2e"}
+# Minutes each: they are handed out first, lest a worker begins one when the other is done.
+LONGEST = ("test_deployment", "test_simulation", "test_ray_cluster", "test_launcher")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the folder that they lie in."""
+    """Mark tests by the folder that they lie in; put the longest files first, in order."""
     for item in items:
         item.add_marker(TIERS[item.path.relative_to(Path(__file__).parent).parts[0]])
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -12,8 +12,9 @@ from pluralllm_fl.cli.simulate import simulate
 from pluralllm_fl.cli.tables import show_groups, show_standing, show_summary, show_warnings
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.formats import duration
-from pluralllm_fl.runs.lookup import read_json, resolve_run
+from pluralllm_fl.runs.lookup import resolve_run
 from pluralllm_fl.runs.progress import EventTail, RoundProgress
+from pluralllm_fl.runs.record import RunRecord, read_json
 
 if TYPE_CHECKING:
     from pluralllm_fl.processes.flower import FlowerConnection
@@ -48,7 +49,7 @@ def resume(
     from pluralllm_fl.processes.flower import FlowerConnection
 
     folder = resolve_run(run, completed=False)
-    if read_json(folder / "run.json").get("mode") != "deployment":
+    if RunRecord.read(folder).mode != "deployment":
         simulate(resume=folder, rounds=rounds, assignments=assignments)
         return
     config = gather_resumed(folder, {"num-server-rounds": rounds}, assignments or [])

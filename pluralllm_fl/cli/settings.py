@@ -11,7 +11,8 @@ import typer
 from pluralllm_fl.config import RunConfig, Value, default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
 from pluralllm_fl.runs.artefacts import new_run_name
-from pluralllm_fl.runs.lookup import read_json, resolve_run
+from pluralllm_fl.runs.lookup import resolve_run
+from pluralllm_fl.runs.record import RunRecord
 
 # Options of several commands that become run-config keys.
 Dataset = Annotated[
@@ -66,17 +67,12 @@ def gather_resumed(
         If there is no such run or it is already completed.
     """
     run = resolve_run(run, completed=False)
-    recorded = read_json(run / "run.json")
-    values = recorded.get("config")
-    if not isinstance(values, dict):
-        raise ArtefactError(
-            f"{run / 'run.json'} is damaged: it holds no config. Restore it from a copy."
-        )
-    values = values | _overrides(named, assignments, default_run_config())
+    recorded = RunRecord.read(run, "config")
+    values = {**recorded.config} | _overrides(named, assignments, default_run_config())
     values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
     config = _finished(values)
-    done = recorded.get("completed_rounds", 0)
-    if recorded.get("status") == "completed" and done >= config.num_server_rounds:
+    done = recorded.completed_rounds
+    if recorded.status == "completed" and done >= config.num_server_rounds:
         raise ArtefactError(
             f"{run} is already completed ({done} rounds). Nothing to resume; more rounds: add "
             f"--rounds N. Its report: pluralllm report {shlex.quote(str(run))}"

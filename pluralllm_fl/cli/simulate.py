@@ -44,12 +44,13 @@ from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
 from pluralllm_fl.formats import duration
 from pluralllm_fl.runs.artefacts import RunDirectory
-from pluralllm_fl.runs.lookup import close_run, read_json
+from pluralllm_fl.runs.lookup import close_run
 from pluralllm_fl.runs.progress import EventTail, RoundProgress
+from pluralllm_fl.runs.record import RunRecord, read_json
 
 if TYPE_CHECKING:
     from pluralllm_fl.preferences import PreferenceDataset
-    from pluralllm_fl.processes.launcher import Outcome, PrivateSuperLink
+    from pluralllm_fl.processes.launcher import PrivateSuperLink, RunEnd
 
 
 @guarded
@@ -165,7 +166,7 @@ class _Simulation:
         if outcome.status != "completed":
             self._failed(outcome)
 
-    def _follow(self, superlink: "PrivateSuperLink", supernodes: int) -> "Outcome":
+    def _follow(self, superlink: "PrivateSuperLink", supernodes: int) -> "RunEnd":
         tail = EventTail(self.folder / "metrics.jsonl", since=time.time())
         with RoundProgress(self.console, tail) as progress:
 
@@ -255,13 +256,13 @@ class _Simulation:
         labelled(self.console, "report", write_report(self.folder))
         show_warnings(self.console, summary.get("warnings", []))
 
-    def _failed(self, outcome: "Outcome") -> None:
+    def _failed(self, outcome: "RunEnd") -> None:
         from pluralllm_fl.processes.launcher import last_lines
 
         recorded, record = None, self.folder / "run.json"
         # A refused resume leaves run.json as it was, with the old error.
         if record.is_file() and record.stat().st_mtime > self.began:
-            recorded = read_json(record).get("error")
+            recorded = RunRecord.read(self.folder).error
         cause = recorded or outcome.details or last_lines(self.log) or "no reason given"
         close_run(self.folder, "failed", cause)
         show_error(FederationError(cause), f"Flower's log: {self.log}", *self._resume_hint())
@@ -326,10 +327,11 @@ def _check_gpus(config: RunConfig, gpus: float) -> None:
 def _uniform_alignment(dataset: "PreferenceDataset", group: str) -> float:
     import numpy as np
 
+    from pluralllm_fl.arrays import owners
     from pluralllm_fl.metrics import alignment, uniform_like
 
     answers = list(dataset.groups[group].answers.values())
-    question = np.repeat(np.arange(len(answers)), [len(p) for p in answers])
+    question = owners([len(p) for p in answers])
     return float(alignment(uniform_like(question), np.concatenate(answers), question).mean())
 
 

@@ -1,6 +1,7 @@
 """Questions as they are asked, and a group's answers as they are handed over."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -56,6 +57,14 @@ def asked(question: Asked) -> Question:
         raise ConfigError(
             f"The options of a question are a list of texts, not one text: {options!r:.80}."
         )
+    listed = tuple(options)
+    if all(type(part) is str for part in (text, *listed)):
+        return _read(text, listed)
+    return _read.__wrapped__(text, listed)
+
+
+@lru_cache(maxsize=2**14)  # of texts alone: 1 and True are the same key, and not the same option
+def _read(text: Any, options: tuple[Any, ...]) -> Question:
     try:
         listed = options_of({"options": list(options)}, "options")
         return Question(text_of({"question": text}, "question", chat=True), listed)

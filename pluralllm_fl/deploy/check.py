@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pluralllm_fl.deploy.check_data import Progress, check_data, check_embedding
+from pluralllm_fl.deploy.check_data import check_data, check_embedding
 from pluralllm_fl.deploy.check_folder import (
     Address,
     check_key,
@@ -27,6 +27,7 @@ from pluralllm_fl.deploy.check_server import (
 )
 from pluralllm_fl.deploy.check_tls import check_certificate, read_ca
 from pluralllm_fl.deploy.findings import Finding
+from pluralllm_fl.embedding import Progress
 
 __all__ = ["Finding", "check_node"]
 

@@ -1,7 +1,7 @@
 """The node's data file and its embeddings, told without quoting any of it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pluralllm_fl.config import RunConfig, default_run_config
@@ -10,11 +10,11 @@ from pluralllm_fl.datasets.check import CheckReport
 from pluralllm_fl.datasets.check import check as check_file
 from pluralllm_fl.datasets.files import FORMATS
 from pluralllm_fl.deploy.findings import Finding
+from pluralllm_fl.embedding import Progress
 from pluralllm_fl.errors import DatasetError, PluralLLMError
 from pluralllm_fl.formats import duration
 from pluralllm_fl.preferences import PreferenceDataset
 
-Progress = Callable[[int, int], None]
 _SHOWN = 5  # line numbers listed for one reason
 
 

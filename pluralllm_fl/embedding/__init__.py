@@ -8,6 +8,6 @@ be summed in another order. Device and precision take no part in the key: what w
 on whatever device, is what every later process reads.
 """
 
-from pluralllm_fl.embedding.embedder import EmbeddingTable, TextEmbedder
+from pluralllm_fl.embedding.embedder import EmbeddingTable, Progress, TextEmbedder
 
-__all__ = ["EmbeddingTable", "TextEmbedder"]
+__all__ = ["EmbeddingTable", "Progress", "TextEmbedder"]

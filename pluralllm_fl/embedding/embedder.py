@@ -26,7 +26,7 @@ DEFAULT_TEMPLATE = "{question}||{option}"
 _LEAST_SPREAD = 1e-3  # of a coordinate, against their median: a dead one stays quiet
 _PLACEHOLDER = re.compile(r"\{question\}|\{option\}")
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # done, of how many
 
 
 @dataclass(frozen=True)

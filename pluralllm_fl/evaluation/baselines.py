@@ -59,7 +59,7 @@ def centralised(workspace: Workspace, config: RunConfig, on_round: OnRound) -> P
         predictor.train()
         for _ in range(config.local_steps):
             for group, weight in weights.items():
-                (weight * steps[group]()).backward()  # type: ignore[no-untyped-call]
+                (weight * torch.stack(steps[group]()).sum()).backward()  # type: ignore[no-untyped-call]
             if config.gradient_clip:
                 optimizer.clip(config.gradient_clip)
             optimizer.step()

@@ -27,7 +27,7 @@ from pluralllm_fl.metrics import ordinal_alignment
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.runs.artefacts import RunDirectory
-from pluralllm_fl.runs.lookup import read_json
+from pluralllm_fl.runs.record import RunRecord
 from pluralllm_fl.workspace import Workspace
 
 CONTEXT_SIZES = (0, 1, 2, 5, 10, 20, 50)
@@ -46,7 +46,7 @@ def write_diagnostics(run: Path) -> dict[str, Any]:
     ConfigError
         For a deployed run, whose data is nowhere together.
     """
-    if read_json(run / "run.json").get("mode") == "deployment":
+    if RunRecord.read(run).mode == "deployment":
         raise ConfigError("they need every group's answers, which a deployment keeps apart.")
     workspace, predictor = open_run(run)
     result = diagnose(predictor, workspace)

@@ -11,7 +11,7 @@ import torch
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.predictor.model import PreferencePredictor
-from pluralllm_fl.runs.lookup import read_json
+from pluralllm_fl.runs.record import RunRecord
 from pluralllm_fl.workspace import Workspace, for_nodes, is_elastic, open_workspace
 
 Work = TypeVar("Work", bound=Callable[..., Any])
@@ -67,22 +67,12 @@ def run_config(run: Path) -> RunConfig:
     ArtefactError
         When run.json is missing or damaged.
     """
-    config = RunConfig.from_run_config(recorded(run, "config", dict))
+    record = RunRecord.read(run, "config")
+    config = RunConfig.from_run_config(record.config)
     if not is_elastic(config):
         return config
-    seen = ";".join(recorded(run, "seen", list))
-    groups = recorded(run, "dataset", dict).get("groups", {})
-    return replace(for_nodes(config, len(groups)), seen_groups=seen)
-
-
-def recorded(run: Path, key: str, kind: type) -> Any:
-    """Return one entry of run.json, or say that the file is missing or damaged."""
-    value = read_json(run / "run.json").get(key)
-    if not isinstance(value, kind):
-        raise ArtefactError(
-            f"{run / 'run.json'} is damaged: it holds no {key}. Restore it from a copy."
-        )
-    return value
+    record = RunRecord.read(run, "seen", "dataset")
+    return replace(for_nodes(config, len(record.groups)), seen_groups=";".join(record.seen))
 
 
 def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> None:

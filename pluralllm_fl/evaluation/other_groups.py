@@ -7,12 +7,12 @@ from typing import Any
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation.opening import (
     open_run,
-    recorded,
     run_config,
     with_threads_of_run,
 )
 from pluralllm_fl.evaluation.references import references_by_side
 from pluralllm_fl.evaluation.scores import evaluate_group, split_blocks
+from pluralllm_fl.runs.record import RunRecord
 
 
 @with_threads_of_run
@@ -53,7 +53,7 @@ def evaluate_run(
         run, dataset=dataset, seen_groups=";".join(groups), unseen_groups="",
         context_questions=shown,
     )  # fmt: skip
-    participants = set(recorded(run, "seen", list))
+    participants = set(RunRecord.read(run, "seen").seen)
     own = dataset == trained.dataset
     left_out = participants if own else set()
     chosen = groups or tuple(g for g in workspace.groups if g not in left_out)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from pluralllm_fl.arrays import FloatArray, IntArray
+from pluralllm_fl.arrays import FloatArray, IntArray, option_rows
 from pluralllm_fl.evaluation.references import Reference, question_rows, seen_answers
-from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch, option_rows
+from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
 from pluralllm_fl.predictor.features import centred, directions, question_mean
 from pluralllm_fl.predictor.optimizer import FlatAdamW
 from pluralllm_fl.predictor.transformer import BIAS

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pluralllm_fl.arrays import FloatArray, IntArray
+from pluralllm_fl.arrays import FloatArray, IntArray, option_rows, owners, starts
 from pluralllm_fl.evaluation.scores import (
     EvaluationSplit,
     beside_answers,
@@ -20,7 +20,7 @@ from pluralllm_fl.evaluation.scores import (
 )
 from pluralllm_fl.evaluation.standing import SPLITS
 from pluralllm_fl.metrics import alignment, noise_floor
-from pluralllm_fl.predictor.episodes import GroupTable, option_rows
+from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import QuestionSplit
 from pluralllm_fl.workspace import Workspace
 
@@ -139,7 +139,7 @@ def group_noise_floor(workspace: Workspace, group: str, split: EvaluationSplit) 
     respondents = [known[q] for i in targets if (q := table.questions[i]) in known]
     if not respondents or len(respondents) < len(targets):
         return None
-    question = np.repeat(np.arange(len(targets)), table.size[targets])
+    question = owners(table.size[targets])
     shares = table.answers(targets).astype(np.float64)
     offered = table.offers(targets)
     return float(noise_floor(shares, np.array(respondents), question, offered).mean())
@@ -209,7 +209,7 @@ def question_rows(workspace: Workspace) -> tuple[IntArray, IntArray]:
 def agreement(answers: FloatArray, table: GroupTable, context: IntArray) -> FloatArray:
     """Return each seen group's mean alignment with a context, (seen groups,)."""
     true = table.answers(context).astype(np.float64)
-    question = np.repeat(np.arange(len(context)), table.size[context])
+    question = owners(table.size[context])
     shown = answers[:, option_rows(table.first_row[context], table.size[context])]
     group, option = np.nonzero(~np.isnan(shown))
     cells, cell = np.unique(group * len(context) + question[option], return_inverse=True)
@@ -244,6 +244,6 @@ def _others(workspace: Workspace, group: str) -> FloatArray:
 
 def _directions(vectors: FloatArray, first_row: IntArray, size: IntArray) -> FloatArray:
     """Return the unit vectors of questions: the means over their options."""
-    total = np.add.reduceat(vectors[option_rows(first_row, size)], np.cumsum(size) - size)
+    total = np.add.reduceat(vectors[option_rows(first_row, size)], starts(size))
     length = np.linalg.norm(total, axis=1, keepdims=True)
     return np.asarray(total / np.maximum(length, 1e-12))

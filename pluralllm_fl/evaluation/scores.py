@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray
+from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray, owners
 from pluralllm_fl.metrics import alignment, bootstrap_interval, group_block, restrict, uniform_like
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
@@ -142,7 +142,7 @@ def predict_targets(
 
 def beside_answers(predicted: FloatArray, table: GroupTable, targets: IntArray) -> Targets:
     """Put predicted distributions (flat, in the order of `targets`) beside the group's answers."""
-    question = np.repeat(np.arange(len(targets)), table.size[targets])
+    question = owners(table.size[targets])
     true = table.answers(targets).astype(np.float64)
     return Targets(targets, predicted, true, question, table.offers(targets))
 

@@ -11,7 +11,7 @@ from pluralllm_fl.federation import results
 from pluralllm_fl.federation.roster import Roster
 from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import RunDirectory
-from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
+from pluralllm_fl.runs.checkpoint import Checkpoint, RunState
 from pluralllm_fl.runs.events import Event
 from pluralllm_fl.strategies import state as strategy_state
 
@@ -26,7 +26,7 @@ class Moment:
     ``emit(event, **fields)`` tells every callback of an event.
     """
 
-    progress: Progress
+    progress: RunState
     strategy: Strategy
     last: bool
     chosen: bool
@@ -180,7 +180,7 @@ class CheckpointWriter(Callback):
                 ", ".join(names),
             )
         self.pending = Checkpoint(
-            progress=Progress(**{name: getattr(p, name) for name in Progress.__slots__}),
+            progress=RunState(**{name: getattr(p, name) for name in RunState.__slots__}),
             strategy=tree,
             strategy_arrays=arrays,
             stopping=self.stopping.state() if self.stopping else {},

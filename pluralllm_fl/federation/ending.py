@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pluralllm_fl.evaluation.opening import run_config
 from pluralllm_fl.evaluation.other_groups import evaluate_run
-from pluralllm_fl.runs.lookup import read_json
+from pluralllm_fl.runs.record import RunRecord
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
@@ -16,9 +16,9 @@ def log_ending(run: Path) -> None:
     A simulation of the generated survey with fewer nodes than groups lacks nodes for unseen
     groups. Their answers are no secret of anybody, so the server scores the model on them.
     """
-    record = read_json(run / "run.json")
-    nodes, config = record["dataset"]["groups"], run_config(run)
-    survey = config.dataset == "synthetic" and record["mode"] == "simulation"
+    record, config = RunRecord.read(run), run_config(run)
+    nodes = record.groups
+    survey = config.dataset == "synthetic" and record.mode == "simulation"
     if survey and len(nodes) < config.synthetic_groups:
         block = evaluate_run(run, config.dataset)["unseen"]
         new = block["test_questions"]

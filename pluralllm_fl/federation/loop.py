@@ -19,7 +19,7 @@ from pluralllm_fl.federation.aggregation import aggregate
 from pluralllm_fl.federation.callbacks import Callback, Moment
 from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
-from pluralllm_fl.runs.checkpoint import Progress
+from pluralllm_fl.runs.checkpoint import RunState
 from pluralllm_fl.runs.events import Event
 from pluralllm_fl.strategies import innermost, is_private
 from pluralllm_fl.wire.messages import ARRAYS, METRICS, ORDER, Order, parse_scores
@@ -41,7 +41,7 @@ class RoundLoop:
         Any Flower strategy; only its four hooks are called.
     config : RunConfig
         Rounds, limits, evaluation interval and seed.
-    progress : Progress
+    progress : RunState
         Where to start: the initial model, or a checkpoint's.
     learning_rate_at : callable
         ``(config, round) -> learning rate`` of a round.
@@ -54,7 +54,7 @@ class RoundLoop:
         grid: GuardedGrid,
         strategy: Strategy,
         config: RunConfig,
-        progress: Progress,
+        progress: RunState,
         learning_rate_at: LearningRate,
         callbacks: Sequence[Callback],
     ) -> None:

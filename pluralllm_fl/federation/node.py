@@ -123,7 +123,6 @@ class LocalNode:
             fingerprint=self.workspace.dataset.groups[self.group].fingerprint,
             questions=len(table),
             train_questions=len(table.members("train")),
-            test_questions=len(table.members("test")),
         )
 
     def train(

@@ -37,7 +37,8 @@ from pluralllm_fl.runs.artefacts import (
     write_atomic,
     write_directory,
 )
-from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
+from pluralllm_fl.runs.checkpoint import Checkpoint, RunState
+from pluralllm_fl.runs.record import SCHEMA
 from pluralllm_fl.strategies import state as strategy_state
 from pluralllm_fl.wire.records import to_arrays, to_record
 
@@ -200,7 +201,7 @@ class _Session:
         """Nodes to wait for; a resumed run needs also those that joined it late."""
         if self.start is None or not self.config.expected_nodes:
             return self.config.expected_nodes
-        return max(self.config.expected_nodes, len(self.directory.run["dataset"]["groups"]))
+        return max(self.config.expected_nodes, len(self.directory.run.groups))
 
     @property
     def _first(self) -> int:
@@ -227,7 +228,7 @@ class _Session:
                 "completed_rounds": done,
             }
             logger.info("Resuming %s after round %d", self.directory.path, done)
-        fields["flower-run"] = self.grid.run.run_id
+        fields["flower_run"] = self.grid.run.run_id
         self.directory.update_run(**fields)
         self.begun = True
 
@@ -258,7 +259,7 @@ class _Session:
         callbacks += [stopping] if stopping else []
         return stopping, [*callbacks, self.writer]
 
-    def _state(self, roster: Roster, model: Model) -> tuple[Strategy, Progress]:
+    def _state(self, roster: Roster, model: Model) -> tuple[Strategy, RunState]:
         """Return strategy and progress: fresh ones, or those of the checkpoint."""
         config = self.config
         strategy = strategies.build(
@@ -269,7 +270,7 @@ class _Session:
         )
         strategies.check_private(strategy, config)
         arrays = to_arrays(ArrayRecord(model.state_dict()))
-        progress = Progress(arrays)
+        progress = RunState(arrays)
         if self.start is not None:
             progress = self.start.progress
             shapes = {k: (v.shape, v.dtype) for k, v in arrays.items()}
@@ -298,17 +299,12 @@ def _create(config: RunConfig) -> RunDirectory:
     name = config.run_name or new_run_name(config)
     directory = RunDirectory.create(output_directory(config) / name)
     directory.update_run(
-        schema=1,
+        schema=SCHEMA,
         status="running",
-        error=None,
         config=config.to_run_config(),
         versions=_versions(),
         dataset={"name": config.dataset, "fingerprint": None, "groups": {}},
-        seen=[],
-        unseen=[],
         started=_now(),
-        finished=None,
-        completed_rounds=0,
     )
     resume = {**config.to_run_config(), "resume": str(directory.path)}
     write_atomic(directory.path / "resume.toml", toml(resume).encode())
@@ -317,7 +313,7 @@ def _create(config: RunConfig) -> RunDirectory:
 
 
 def _resume(directory: RunDirectory, config: RunConfig) -> Checkpoint:
-    stored, given = directory.run["config"], config.to_run_config()
+    stored, given = directory.run.config, config.to_run_config()
     free = FREE_ON_RESUME | _grown(directory, config)
     changed = sorted(key for key in given if key not in free and given[key] != stored.get(key))
     if changed:
@@ -337,9 +333,9 @@ def _resume(directory: RunDirectory, config: RunConfig) -> Checkpoint:
 
 def _grown(directory: RunDirectory, config: RunConfig) -> set[str]:
     """Return the lists of groups that a deployed federation made longer since the run began."""
-    if directory.run.get("mode") != "deployment":
+    if directory.run.mode != "deployment":
         return set()
-    stored = directory.run["config"]
+    stored = directory.run.config
     lists = {"seen-groups": config.seen, "unseen-groups": config.unseen}
     return {k for k, names in lists.items() if {*split_names(stored[k])} <= {*names}}
 
@@ -361,21 +357,21 @@ def _found(config: RunConfig, roster: Roster) -> dict[str, Any]:
 def _check_same(directory: RunDirectory, roster: Roster, config: RunConfig) -> None:
     """Refuse another federation; a deployed one may have grown."""
     run = directory.run
-    known = {*run["seen"], *run["unseen"]}
+    known = {*run.seen, *run.unseen}
     nodes = [node for node in roster.nodes if roster.simulated or node.group in known]
     found = _found(config, Roster(nodes))
-    for key in ("seen", "unseen"):
-        if run[key] != found[key]:
+    for key, before in (("seen", run.seen), ("unseen", run.unseen)):
+        if before != found[key]:
             raise ConfigError(
-                f"{key}-groups: the run had {', '.join(run[key])}; now there are "
+                f"{key}-groups: the run had {', '.join(before)}; now there are "
                 f"{', '.join(found[key])}. A resumed run needs the same groups."
             )
-    if (model := run.get("embedding", roster.embedding)) != roster.embedding:
+    if (model := run.embedding or roster.embedding) != roster.embedding:
         raise ConfigError(
             f"embedding-model: the run began with another language model ({model[:12]}, now "
             f"{roster.embedding[:12]}). Resume with the same model and version of pluralllm-fl."
         )
-    if run["dataset"] != found["dataset"]:
+    if run.dataset != found["dataset"]:
         raise ConfigError(
             f"dataset = '{found['dataset']['name']}': the nodes' data are not those that the "
             "run began with (other fingerprint). Resume with the same data or start a new run."
@@ -387,7 +383,7 @@ def _save_model(directory: RunDirectory, model: Model, loop: RoundLoop, data: st
     write_directory(directory.path / "model", lambda path: model.save_pretrained(path, data=data))
 
 
-def _save_summary(directory: RunDirectory, progress: Progress, warnings: list[str]) -> None:
+def _save_summary(directory: RunDirectory, progress: RunState, warnings: list[str]) -> None:
     final = progress.evaluation or {}
     directory.write_json(
         "summary.json",

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pluralllm_fl.arrays import BoolArray, IntArray
+from pluralllm_fl.arrays import BoolArray, IntArray, option_rows, owners, starts
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import (
     GroupPreferences,
@@ -100,9 +100,9 @@ class QuestionBatch:
             First row and number of options of each question.
         distribution, offered : Tensor, shape (N,), or None
         """
-        question = np.repeat(np.arange(len(size)), size)
-        position = np.arange(len(question)) - np.repeat(np.cumsum(size) - size, size)
-        rows = np.repeat(first_row, size) + position
+        question = owners(size)
+        position = np.arange(len(question)) - starts(size)[question]
+        rows = option_rows(first_row, size)
         device = vectors.device
         return cls(
             vectors[torch.from_numpy(rows).to(device)],
@@ -137,13 +137,6 @@ class QuestionBatch:
     def without_answers(self) -> Self:
         """Return the same questions, with nothing that is known of the group."""
         return replace(self, distribution=None, offered=None)
-
-
-def option_rows(first_row: IntArray, size: IntArray) -> IntArray:
-    """Return the rows of all options of questions whose options lie in consecutive rows."""
-    start = np.cumsum(size) - size
-    rows: IntArray = np.arange(size.sum()) + np.repeat(first_row - start, size)
-    return rows
 
 
 @dataclass(frozen=True)
@@ -241,8 +234,7 @@ class GroupTable:
     def _options(self, questions: Sequence[int] | IntArray) -> IntArray:
         """Return the places of the options of questions by index."""
         index = np.asarray(questions, dtype=np.int64)
-        starts = (np.cumsum(self.size) - self.size)[index]
-        return option_rows(starts, self.size[index])
+        return option_rows(starts(self.size)[index], self.size[index])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ as a set, and score every target of a group in one pass.
 import json
 from dataclasses import asdict
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import NamedTuple, Self
 
 import torch
@@ -16,16 +17,13 @@ from torch import Tensor, nn
 
 from pluralllm_fl import __version__
 from pluralllm_fl.arrays import TOO_LARGE, sound
-from pluralllm_fl.config import RunConfig
+from pluralllm_fl.config import ARCHITECTURES, RunConfig
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.predictor.episodes import QuestionBatch
 from pluralllm_fl.predictor.networks import Network, PredictorConfig
-from pluralllm_fl.predictor.published import PublishedNetwork
-from pluralllm_fl.predictor.transformer import TransformerNetwork
 
 NETWORKS: dict[str, type[Network]] = {
-    "transformer": TransformerNetwork,
-    "published": PublishedNetwork,
+    name: resolve_name(path) for name, path in ARCHITECTURES.items()
 }
 
 
@@ -52,8 +50,10 @@ class PreferencePredictor(nn.Module):
 
     Examples
     --------
-    >>> context = predictor.encode_context(answered)      # once per group
-    >>> prediction = predictor.score(context, questions)  # any number of targets, one pass
+    Encode once per group, then score any number of targets in one pass::
+
+        context = predictor.encode_context(answered)
+        prediction = predictor.score(context, questions)
     """
 
     def __init__(self, config: PredictorConfig) -> None:

@@ -19,7 +19,7 @@ LARGEST_ROW = 2**17  # of an embedding: two vectors of the language model
 class PredictorConfig:
     """Everything needed to rebuild a predictor and to embed text for it."""
 
-    architecture: Literal["transformer", "published"] = "transformer"
+    architecture: str = "transformer"
     embedding_dim: int
     width: int = 96
     layers: int = 1
@@ -84,7 +84,7 @@ class PredictorConfig:
 
 
 class Network(nn.Module, ABC):
-    """An architecture: one class, and one line in `predictor.NETWORKS`.
+    """An architecture: one class, and one line in `config.ARCHITECTURES`.
 
     All its parameters are trained and averaged. Nothing in it belongs to one group: a group enters
     through its context alone.
@@ -111,9 +111,10 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
-    ) -> Callable[[], Tensor]:
+    ) -> Callable[[], tuple[Tensor, ...]]:
         """Prepare a round of local training on a group's training questions.
 
         It is called with the weights as received. The function it returns draws one step's
-        questions from `rng` and returns their loss under the weights as they are then.
+        questions from `rng` and returns their loss under the weights as they are then, as terms
+        whose sum is minimised. The first is the loss of the prediction, which the node reports.
         """

@@ -76,7 +76,7 @@ class PublishedNetwork(Network):
 
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
-    ) -> Callable[[], Tensor]:
+    ) -> Callable[[], tuple[Tensor, ...]]:
         """Prepare episodes: context and targets drawn from the group's training questions."""
         del server_round
         sampler = EpisodeSampler(
@@ -84,11 +84,12 @@ class PublishedNetwork(Network):
         )
         pool = table.members("train")
 
-        def step() -> Tensor:
+        def step() -> tuple[Tensor, ...]:
             drawn = sampler.sample(pool, rng)
             context, targets = (table.batch(part) for part in drawn)
             logits, log_std = self.score(self.encode_context(context), targets)
-            return prediction_loss(targets.log_softmax(logits), log_std, targets, config.loss)
+            log_p = targets.log_softmax(logits)
+            return (prediction_loss(log_p, log_std, targets, config.loss),)
 
         return step
 

@@ -17,7 +17,10 @@ from pluralllm_fl.predictor.optimizer import FlatAdamW
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a node tells about its local training: mean loss, questions used, seconds."""
+    """What a node tells about its local training.
+
+    `loss` is the prediction's, mean over the steps.
+    """
 
     loss: float
     questions: int
@@ -77,9 +80,9 @@ def train_group(
         predictor.train()
         losses = []
         for _ in range(local_steps):
-            loss = step()
-            losses.append(loss.item())
-            loss.backward()  # type: ignore[no-untyped-call]
+            terms = step()
+            losses.append(terms[0].item())
+            torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
             if proximal_mu:
                 optimizer.gradient.add_(optimizer.values - origin, alpha=proximal_mu)
             if config.gradient_clip:

@@ -218,7 +218,7 @@ class TransformerNetwork(Network):
 
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
-    ) -> Callable[[], Tensor]:
+    ) -> Callable[[], tuple[Tensor, ...]]:
         """Prepare ``loss(m + R) + loss(x₀ + F z) + misalignment of the Gaussian process``.
 
         x₀ is the mean as received and z the group's place among the factors as received: it stays
@@ -246,20 +246,20 @@ class TransformerNetwork(Network):
             (config.context_min, config.context_max), (config.target_min, config.target_max)
         )
 
-        def step() -> Tensor:
+        def step() -> tuple[Tensor, ...]:
             number = min(config.batch_questions, len(trained))
             picked = np.sort(rng.choice(len(trained), number, replace=False))
             asked, options = batch.pick(picked)
             now = self.know(asked)
-            loss = prediction_loss(asked.log_softmax(now.mean), None, asked, config.loss)
+            terms = [prediction_loss(asked.log_softmax(now.mean), None, asked, config.loss)]
             if server_round == 1:  # mean and factors are noise
-                return loss
+                return tuple(terms)
             logits = received.mean[options] + now.factors @ place
-            loss = loss + prediction_loss(asked.log_softmax(logits), None, asked, config.loss)
+            terms.append(prediction_loss(asked.log_softmax(logits), None, asked, config.loss))
             if len(held) > 1:
                 context, targets = sampler.sample(np.arange(len(held)), rng)
-                loss = loss + self._trial(trial, known, context, targets)
-            return loss
+                terms.append(self._trial(trial, known, context, targets))
+            return tuple(terms)
 
         return step
 

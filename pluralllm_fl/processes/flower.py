@@ -47,11 +47,8 @@ class FlowerConnection:
             With Flower's reason.
         """
         with tempfile.TemporaryDirectory(prefix="plfl-") as folder:
-            staged, config = Path(folder) / "app", Path(folder) / "run-config.toml"
-            staged.mkdir()
-            stage_app(app, staged)
-            config.write_text(toml(run_config), encoding="utf-8")
-            answer = self._flwr("run", str(staged), self.name, "--run-config", str(config))
+            staged, options = stage_app(app, run_config, Path(folder))
+            answer = self._flwr("run", staged, self.name, *options)
         if not answer.get("success") or not answer.get("run-id"):
             raise FederationError(f"Flower did not start the run: {_reason(answer)}")
         return int(str(answer["run-id"]))
@@ -113,11 +110,19 @@ class FlowerConnection:
         return {"error-message": (done.stderr or done.stdout).strip()}
 
 
-def stage_app(app: Path, folder: Path) -> None:
-    """Copy the app's own files: runs, data and caches beside it must not be packed."""
+def stage_app(app: Path, run_config: Mapping[str, Value], folder: Path) -> tuple[str, list[str]]:
+    """Lay an app and its run config into a folder, as ``flwr run`` takes them.
+
+    Only the app's own files: runs, data and caches beside it must not be packed. Returns where
+    the app is, and the options that name the run config.
+    """
+    staged, config = folder / "app", folder / "run-config.toml"
+    staged.mkdir(exist_ok=True)
     for file in app.iterdir():
         if file.is_file() and (file.suffix in (".py", ".toml") or file.stem == "LICENSE"):
-            shutil.copy(file, folder)
+            shutil.copy(file, staged)
+    config.write_text(toml(run_config), encoding="utf-8")
+    return str(staged), ["--run-config", str(config)]
 
 
 def flower_scripts() -> str:

@@ -28,7 +28,6 @@ import psutil
 from pluralllm_fl.config import Value
 from pluralllm_fl.devices import available_cpus
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.formats import toml
 from pluralllm_fl.processes import watchdog
 from pluralllm_fl.processes.flower import FlowerConnection, flower_scripts, stage_app
 from pluralllm_fl.processes.ray_cluster import existing_cluster, ray_environment, reach_cluster
@@ -40,7 +39,7 @@ _CONNECTION = "private"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunEnd:
     """How a run ended, in Flower's words."""
 
     status: Literal["completed", "failed", "stopped"]
@@ -105,7 +104,7 @@ class PrivateSuperLink:
         gpus: float,
         log: Path,
         tick: Callable[[], bool],
-    ) -> Outcome:
+    ) -> RunEnd:
         """Run a Flower app to its end.
 
         Parameters
@@ -130,12 +129,10 @@ class PrivateSuperLink:
             If the run cannot be started or its SuperLink ends early.
         """
         self._wait_until_ready()
-        stage_app(app, self._app)
-        config = self._folder / "run-config.toml"
-        config.write_text(toml(run_config), encoding="utf-8")
+        staged, options = stage_app(app, run_config, self._folder)
         command = [
-            self._flwr, "run", str(self._app), _CONNECTION, "--stream",
-            "--run-config", str(config), "--federation-config", self._resources(supernodes, gpus),
+            self._flwr, "run", staged, _CONNECTION, "--stream", *options,
+            "--federation-config", self._resources(supernodes, gpus),
         ]  # fmt: skip
         with log.open("ab") as output:
             process = self._popen(command, output)
@@ -147,14 +144,14 @@ class PrivateSuperLink:
 
     def _follow(
         self, process: "subprocess.Popen[bytes]", log: Path, tick: Callable[[], bool]
-    ) -> Outcome:
+    ) -> RunEnd:
         """Wait for the end of the log, then ask how the run ended: `flwr run` exits 0 anyway."""
         while True:
             while process.poll() is None:
                 if self._watchdog.poll() is not None:
                     raise self._ended()
                 if tick() and not existing_cluster():  # a cluster of others is left in order
-                    return Outcome("completed", "")
+                    return RunEnd("completed", "")
                 time.sleep(TICK_SECONDS)
             outcome = self._outcome(log)
             tick()
@@ -162,7 +159,7 @@ class PrivateSuperLink:
                 return outcome
             time.sleep(1.0)
 
-    def _outcome(self, log: Path) -> Outcome | None:
+    def _outcome(self, log: Path) -> RunEnd | None:
         try:
             runs = FlowerConnection(_CONNECTION, environment=self._environment).runs()
         except FederationError:
@@ -180,7 +177,7 @@ class PrivateSuperLink:
         details = run["status-details"].removeprefix("Simulation failed with exception: ")
         if details.startswith("No heartbeat"):
             details = "The simulation's process was killed; often the machine is out of memory."
-        return Outcome(status, "" if details == "N/A" else details)
+        return RunEnd(status, "" if details == "N/A" else details)
 
     def _start(self) -> None:
         self._port = _free_port()

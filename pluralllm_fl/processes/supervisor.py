@@ -15,7 +15,8 @@ from pluralllm_fl.errors import ArtefactError, FederationError
 from pluralllm_fl.processes.flower import ACTIVE, FlowerConnection
 from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import is_claimed
-from pluralllm_fl.runs.lookup import close_run, read_json
+from pluralllm_fl.runs.lookup import close_run
+from pluralllm_fl.runs.record import RunRecord
 
 # A server app that has not taken its run directory after this long never will.
 START_SECONDS = 120.0
@@ -61,10 +62,10 @@ class Supervisor:
             If the run was stopped through Flower, or fails repeatedly without completing a round.
         """
         close_run(self.run, "interrupted", "the server app was killed.")
-        fruitless, before = 0, self._completed()
+        fruitless, before = 0, self._record().completed_rounds
         while True:
             if not is_claimed(self.run):
-                if self._status() == "completed" and before >= self.config.num_server_rounds:
+                if self._record().status == "completed" and before >= self.config.num_server_rounds:
                     return self.run
                 self._await_superlink()
                 self._bury()
@@ -73,9 +74,9 @@ class Supervisor:
                 self.tell(f"{self.run} goes on; following it.")
                 run_id = None
             cause = self._follow(run_id)
-            if self._status() == "completed":
+            if self._record().status == "completed":
                 return self.run
-            done = self._completed()
+            done = self._record().completed_rounds
             fruitless = 0 if done > before else fruitless + 1
             if fruitless >= ATTEMPTS or not (self.run / "run.json").is_file():
                 raise FederationError(cause)
@@ -106,7 +107,7 @@ class Supervisor:
                 "The run was stopped with `flwr stop`. Continue it with: "
                 f"pluralllm resume {self.run}"
             )
-        cause = self._error() or details or "the server app was killed."
+        cause = self._record().error or details or "the server app was killed."
         close_run(self.run, "interrupted", cause)
         return cause
 
@@ -130,8 +131,8 @@ class Supervisor:
 
         Flower notices its death after a minute, and until then the nodes wait for its messages.
         """
-        last = self._record().get("flower-run")
-        if isinstance(last, int):
+        last = self._record().flower_run
+        if last is not None:
             self.connection.stop(last)
 
     def _await_superlink(self) -> None:
@@ -148,15 +149,5 @@ class Supervisor:
             self.tick()
             time.sleep(0.2)
 
-    def _record(self) -> dict[str, object]:
-        return read_json(self.run / "run.json") if (self.run / "run.json").is_file() else {}
-
-    def _status(self) -> str:
-        return str(self._record().get("status", ""))
-
-    def _error(self) -> str:
-        return str(self._record().get("error") or "")
-
-    def _completed(self) -> int:
-        done = self._record().get("completed_rounds", 0)
-        return done if isinstance(done, int) else 0
+    def _record(self) -> RunRecord:
+        return RunRecord.read(self.run) if (self.run / "run.json").is_file() else RunRecord()

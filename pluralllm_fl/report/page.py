@@ -46,7 +46,7 @@ def page(run: Run) -> dict[str, Any]:
     """Return every variable of the template."""
     return {
         "run": run,
-        "config": run.mapping("config"),
+        "config": run.record.config,
         "headline": _headline(run),
         "not_measured": NOT_MEASURED,
         "curves": _curves(run),
@@ -56,7 +56,7 @@ def page(run: Run) -> dict[str, Any]:
         "context": None if run.diagnostics is None else _context(run, run.diagnostics),
         "examples": [] if run.diagnostics is None else run.diagnostics.examples,
         "events": _events(run),
-        "settings": _settings(run.mapping("config")),
+        "settings": _settings(run.record.config),
     }
 
 
@@ -215,7 +215,7 @@ def _context(run: Run, diagnostics: Diagnostics) -> dict[str, Any]:
         for side in SIDES
         if side in diagnostics.curve
     ]
-    asked = run.mapping("config").get("context-questions", "n")
+    asked = run.record.config.get("context-questions", "n")
     controls = [
         ("Context gain", f"Alignment with {asked} context questions minus with none.",
          diagnostics.gain, True),

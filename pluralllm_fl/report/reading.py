@@ -10,8 +10,8 @@ from typing import Any
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.evaluation.standing import Standing, standings
 from pluralllm_fl.formats import FEWEST_FOR_INTERVAL, mapping, number
+from pluralllm_fl.runs.record import SCHEMA, RunRecord
 
-SCHEMA = 1
 SIDES = ("seen", "unseen")
 Json = Mapping[str, Any]
 
@@ -129,7 +129,7 @@ class Run:
     name: str
     status: str
     error: str | None
-    record: Json
+    record: RunRecord
     planned_rounds: int | None = None
     strategy: str | None = None
     parameters: int | None = None
@@ -152,20 +152,10 @@ class Run:
         references = self.diagnostics.references if self.diagnostics else {}
         return standings({side: scores.block for side, scores in self.final.items()}, references)
 
-    def mapping(self, key: str) -> Json:
-        """Return an object of run.json (``config``, ``versions``, ``dataset``), maybe empty."""
-        return mapping(self.record.get(key))
-
-    def groups_of(self, side: str) -> list[str]:
-        """Names of a side's groups."""
-        names = self.record.get(side)
-        return [str(name) for name in names] if isinstance(names, list) else []
-
     @property
     def completed_rounds(self) -> int:
         """Rounds in the model at hand."""
-        recorded = int(number(self.record.get("completed_rounds")) or 0)
-        return max([recorded, *(r.number for r in self.rounds)])
+        return max([self.record.completed_rounds, *(r.number for r in self.rounds)])
 
 
 def read_run(run_dir: Path) -> Run:
@@ -176,11 +166,11 @@ def read_run(run_dir: Path) -> Run:
     ArtefactError
         If run.json is missing or damaged, or of another schema.
     """
-    record = _read_record(run_dir / "run.json")
+    record = _read_record(run_dir)
     run = Run(
         name=run_dir.resolve().name,
-        status=str(record.get("status", "unknown")),
-        error=None if record.get("error") is None else str(record["error"]),
+        status=record.status or "unknown",
+        error=record.error,
         record=record,
     )
     for event in _read_events(run_dir / "metrics.jsonl", run):
@@ -198,22 +188,16 @@ def read_run(run_dir: Path) -> Run:
     return run
 
 
-def _read_record(path: Path) -> Json:
-    remedy = "Name the folder of a run (<output-dir>/<run-name>)"
+def _read_record(run_dir: Path) -> RunRecord:
+    remedy = "Name the folder of a run (<output-dir>/<run-name>) whose run.json is whole"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"Cannot read {path}: {error.strerror}. {remedy}.") from None
-    except ValueError as error:
+        record = RunRecord.read(run_dir)
+    except ArtefactError as error:
+        raise ArtefactError(f"{error} {remedy}, or run again.") from None
+    if record.schema != SCHEMA:
         raise ArtefactError(
-            f"{path} is damaged ({error}). {remedy} whose run.json is whole, or run again."
-        ) from None
-    if not isinstance(record, dict):
-        raise ArtefactError(f"{path} does not hold a JSON object. {remedy}, or run again.")
-    if record.get("schema") != SCHEMA:
-        raise ArtefactError(
-            f"{path} has schema {record.get('schema')!r}; this version of PluralLLM-FL reads "
-            f"schema {SCHEMA}. Use the version that wrote the run."
+            f"{run_dir / 'run.json'} has schema {record.schema}; this version of PluralLLM-FL "
+            f"reads schema {SCHEMA}. Use the version that wrote the run."
         )
     return record
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,7 @@ from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.runs import events
 from pluralllm_fl.runs.events import Event
-from pluralllm_fl.runs.lookup import read_json
+from pluralllm_fl.runs.record import RunRecord
 
 _OUTCOMES = ("round", "evaluation", "checkpoint", "early_stopped")
 _LOCK = ".lock"
@@ -30,7 +31,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.run: dict[str, Any] = {}
+        self.run = RunRecord()
 
     @property
     def metrics(self) -> Path:
@@ -74,7 +75,7 @@ class RunDirectory:
         directory = cls(path)
         if not (path / "run.json").exists():
             raise ArtefactError(f"{path} holds no run (run.json is missing).")
-        directory.run = read_json(path / "run.json")
+        directory.run = RunRecord.read(path)
         return directory
 
     @contextlib.contextmanager
@@ -97,9 +98,9 @@ class RunDirectory:
             lock.release()
 
     def update_run(self, **fields: Any) -> None:
-        """Set fields of run.json."""
-        self.run |= fields
-        self.write_json("run.json", self.run)
+        """Set fields of run.json, by their names in `RunRecord`."""
+        self.run = replace(self.run, **fields)
+        self.write_json("run.json", asdict(self.run))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON file atomically; NaN is refused."""

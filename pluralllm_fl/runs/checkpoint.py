@@ -23,7 +23,7 @@ _FILES = ("arrays.safetensors", "strategy.safetensors", "best.safetensors")
 
 
 @dataclass(slots=True)
-class Progress:
+class RunState:
     """What the round loop knows after ``round`` rounds; seconds and bytes of the whole run."""
 
     arrays: Arrays
@@ -37,9 +37,9 @@ class Progress:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A `Progress` with the states of strategy and early stopping (JSON and arrays each)."""
+    """A `RunState` with the states of strategy and early stopping (JSON and arrays each)."""
 
-    progress: Progress
+    progress: RunState
     strategy: dict[str, Any]
     strategy_arrays: Arrays
     stopping: dict[str, Any] = field(default_factory=dict)
@@ -131,7 +131,7 @@ def _read(path: Path) -> Checkpoint:
     names = body["array_names"]
     model = arrays["arrays.safetensors"]
     best = arrays.get("best.safetensors", {})
-    progress = Progress(
+    progress = RunState(
         arrays={name: model[name] for name in names},
         round=body["round"],
         seconds=body["seconds"],

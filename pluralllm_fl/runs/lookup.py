@@ -1,33 +1,13 @@
 """Finding runs on disk and closing those whose server could not."""
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pluralllm_fl.errors import ArtefactError, nearest
 from pluralllm_fl.runs import events
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object of a run directory.
-
-    Raises
-    ------
-    ArtefactError
-        If it is missing or damaged.
-    """
-    try:
-        if path.exists() and not path.is_file():  # a pipe would never end
-            raise ArtefactError(f"{path} is not a file.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtefactError(f"{path} is missing.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(value, dict):
-        raise ArtefactError(f"{path} does not hold a JSON object.")
-    return value
+from pluralllm_fl.runs.artefacts import RunDirectory, is_claimed
+from pluralllm_fl.runs.record import RunRecord
 
 
 def resolve_run(path: Path, *, completed: bool = True) -> Path:
@@ -55,11 +35,9 @@ def resolve_run(path: Path, *, completed: bool = True) -> Path:
     if not path.is_dir():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ArtefactError(f"There is no run at {path}.{nearest(path.name, siblings)}")
-    runs = [(read_json(file), file.parent) for file in path.glob("*/run.json")]
+    runs = [(RunRecord.read(file.parent), file.parent) for file in path.glob("*/run.json")]
     fitting = [
-        (str(run.get("started")), folder)
-        for run, folder in runs
-        if (run.get("status") == "completed") == completed
+        (run.started, folder) for run, folder in runs if (run.status == "completed") == completed
     ]
     if not fitting:
         kind = "completed run" if completed else "run to resume"
@@ -69,13 +47,11 @@ def resolve_run(path: Path, *, completed: bool = True) -> Path:
 
 def close_run(run: Path, status: Literal["failed", "interrupted"], error: str | None) -> None:
     """Write the end of a run whose server was ended before it could; leave one that goes on."""
-    from pluralllm_fl.runs.artefacts import RunDirectory, is_claimed
-
     # The lock first: a server that ends in between has then written its own end.
     if is_claimed(run) or not (run / "run.json").is_file():
         return
     directory = RunDirectory.open(run)
-    if directory.run.get("status") != "running":
+    if directory.run.status != "running":
         return
     completed = _completed_rounds(directory.metrics)
     directory.rewind_events(completed)

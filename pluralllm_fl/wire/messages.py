@@ -49,7 +49,6 @@ class Introduction:
     fingerprint: str
     questions: int
     train_questions: int
-    test_questions: int
 
     def records(self) -> RecordDict:
         """Return the content of the reply to a query."""
@@ -77,7 +76,7 @@ class Introduction:
         return cls(**texts, **counts)  # type: ignore[arg-type]
 
 
-_COUNTS = ("questions", "train-questions", "test-questions")
+_COUNTS = ("questions", "train-questions")
 
 
 @dataclass(frozen=True, slots=True)

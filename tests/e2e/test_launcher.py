@@ -177,15 +177,19 @@ def listening(mark: str) -> dict[str, set[tuple[str, int]]]:
     return found
 
 
-def test_a_foreign_process_cannot_use_the_ray_of_a_run(
+def test_a_run_is_closed_to_foreign_processes_and_dies_with_its_parent(
     app: Path, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert app.is_dir()
     parent = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(app.parent)],
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
+        assert parent.stdout is not None
+        folder = Path(parent.stdout.readline().strip())
         assert until((tmp_path / "marker").exists, 90)
+        assert len(started(mark)) > 5
         listeners = listening(mark)
         [(_, port)] = listeners["gcs_server"]
         addresses = {address for places in listeners.values() for address, _ in places}
@@ -199,10 +203,10 @@ def test_a_foreign_process_cannot_use_the_ray_of_a_run(
     finally:
         parent.kill()
         parent.communicate(timeout=30)
+    assert until(lambda: not started(mark) and not folder.exists(), 15), started(mark)
     assert foreign.returncode != 0
     assert "ran" not in foreign.stdout
     assert "token" in foreign.stderr.lower(), foreign.stderr
-    assert until(lambda: not started(mark), 15), started(mark)
 
 
 def test_crashed_server_is_a_failed_run(app: Path, tmp_path: Path, mark: str) -> None:
@@ -227,21 +231,6 @@ def test_app_that_flower_refuses(app: Path, tmp_path: Path, mark: str) -> None:
             app, {}, supernodes=3, gpus=0.0, log=tmp_path / "flower.log", tick=lambda: False
         )
     assert started(mark) == []
-
-
-def test_nothing_survives_the_kill_of_its_parent(app: Path, tmp_path: Path, mark: str) -> None:
-    assert app.is_dir()
-    parent = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert parent.stdout is not None
-    folder = Path(parent.stdout.readline().strip())
-    assert until((tmp_path / "marker").exists, 90)
-    assert len(started(mark)) > 5
-    parent.kill()
-    parent.communicate(timeout=30)
-    assert until(lambda: not started(mark) and not folder.exists(), 15), started(mark)
 
 
 def test_taken_port_is_chosen_again(

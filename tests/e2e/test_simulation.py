@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
@@ -66,24 +67,60 @@ def simulate(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Begin with a cold embedding cache: bits from earlier versions must not decide."""
+def module_mark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Mark what the fixtures start; begin with a cold embedding cache: bits from earlier versions
+    must not decide."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLURALLM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+        patch.setenv("PLURALLM_TEST_MARK", "simulation-" + uuid.uuid4().hex)
+        yield os.environ["PLURALLM_TEST_MARK"]
+
+
+@dataclass
+class Interrupted:
+    """What an interrupted simulation said and left."""
+
+    run: Path
+    text: str
+    code: int
+    running: list[str]
+    record: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One small finished run, simulated once for all tests that only read it.
+def interrupted(tmp_path_factory: pytest.TempPathFactory, module_mark: str) -> Interrupted:
+    """A small simulation that is interrupted after a round.
 
     Its strategy lies in the working folder, and is FedAvg but for the rounds that it writes down.
     """
     output = tmp_path_factory.mktemp("first")
     (output / "my_strategy.py").write_text(STRATEGY)
-    done = simulate(output, "--set=strategy=my_strategy:Mine")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(output), *ASSIGNMENTS,
+         "--set=strategy=my_strategy:Mine"], cwd=output,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "COLUMNS": "200"},
+        # A shell that runs the tests in its background lets them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    saved = until(
+        lambda: list(output.glob("*/checkpoints/round-0001")) or process.poll() is not None, 250
+    )
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=60)[0]
+    assert saved, text
+    run = only_run(output)
+    return Interrupted(run, text, process.returncode, started(module_mark), read(run / "run.json"))
+
+
+@pytest.fixture(scope="module")
+def run(interrupted: Interrupted, module_mark: str) -> Path:
+    """The same run, resumed to its end once for all tests that only read it."""
+    output = interrupted.run.parent
+    done = simulate(output, "--resume", str(interrupted.run), new=False)
+    assert started(module_mark) == []
     (output / "stdout.txt").write_text(done.stdout)
-    return only_run(output)
+    return interrupted.run
 
 
 def test_artefacts_are_complete_and_agree(run: Path) -> None:
@@ -114,7 +151,8 @@ def test_artefacts_are_complete_and_agree(run: Path) -> None:
 
 def test_a_custom_strategy_from_the_working_folder(run: Path) -> None:
     assert read(run / "run.json")["config"]["strategy"] == "my_strategy:Mine"
-    assert (run.parent / "rounds.txt").read_text() == "1 2 3 "
+    rounds = (run.parent / "rounds.txt").read_text().split()
+    assert sorted(set(rounds)) == ["1", "2", "3"]  # the interrupted one may be there twice
 
 
 def test_learning_beats_the_uniform_guess(run: Path) -> None:
@@ -149,15 +187,14 @@ def test_evaluate_another_file_from_the_output_folder(run: Path, tmp_path: Path)
             for thing, share in shares.items()
         )
     )  # fmt: skip
-    command = [BIN / "pluralllm", "evaluate", run.parent, "--dataset", answers, "--json"]
-    result = subprocess.run(
-        [*command, "--context-questions", "2"], capture_output=True, text=True, check=True
-    )
+    command = ["evaluate", str(run.parent), "--dataset", str(answers), "--json"]
+    result = CliRunner().invoke(app, [*command, "--context-questions", "2"])
+    assert result.exit_code == 0, result.output
     block = json.loads(result.stdout)["unseen"]
     assert list(block["by_group"]) == ["Newland"]
     assert block["questions"] == {"Newland": 2}
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
     assert "'Newland'" in result.stderr
     assert "needs at least 21" in result.stderr
 
@@ -168,10 +205,9 @@ def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Pa
     answers = tmp_path / "answers.jsonl"
     row = {"group": "mine", "question": "Do you trust the press?", "options": ["Yes", "No"]}
     answers.write_text(json.dumps({**row, "distribution": [0.3, 0.7]}) + "\n")
-    command = [BIN / "pluralllm", "predict", run, "--context", answers]
+    command = ["predict", str(run), "--context", str(answers)]
     command += ["--question", "Do you trust the courts?", "--option", "Yes", "--option", "No"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    told = CliRunner().invoke(app, [*map(str, command[1:]), "--json"])
+    shown, told = (CliRunner().invoke(app, [*command, *more]) for more in ([], ["--json"]))
     distribution = json.loads(told.stdout)["distribution"]
     assert sum(distribution) == pytest.approx(1)
     assert f"{100 * distribution[0]:.1f}%" in shown.stdout
@@ -183,8 +219,22 @@ def test_predict_from_the_terminal_and_from_python_agree(run: Path, tmp_path: Pa
     )
 
 
-def test_same_seed_same_bits_through_flwr_run(run: Path, tmp_path: Path) -> None:
-    """That a second simulation ends with the same bits is part of the test of resuming."""
+def test_interrupt_is_told_and_leaves_nothing_running(interrupted: Interrupted) -> None:
+    assert interrupted.code == 130, interrupted.text
+    assert interrupted.running == []
+    assert "Traceback" not in interrupted.text
+    assert f"python simulation.py --resume {interrupted.run}" in interrupted.text
+    assert interrupted.record["status"] == "interrupted"
+
+
+def test_a_resumed_run_goes_on_where_it_was(interrupted: Interrupted, run: Path) -> None:
+    done = interrupted.record["completed_rounds"]
+    assert f"Resuming with round {done + 1}." in (run.parent / "stdout.txt").read_text()
+    assert "Starting Flower Simulation" in (run / "flower.log").read_text()
+
+
+def test_resumed_run_has_the_bits_of_an_undisturbed_flwr_run(run: Path, tmp_path: Path) -> None:
+    """Same seed, other processes, no interruption, FedAvg by its own name."""
     weights = (run / "model" / "model.safetensors").read_bytes()
     # A cold cache: now the nodes embed, with one thread, and not the launcher.
     own = {"output-dir": str(tmp_path / "flwr"), "embedding-cache": str(tmp_path / "cache")}
@@ -193,37 +243,6 @@ def test_same_seed_same_bits_through_flwr_run(run: Path, tmp_path: Path) -> None
     found = only_run(tmp_path / "flwr")
     assert (found / "model" / "model.safetensors").read_bytes() == weights
     assert read(found / "summary.json")["unseen"] == read(run / "summary.json")["unseen"]
-
-
-def test_interrupt_then_resume_ends_bit_identical(run: Path, tmp_path: Path, mark: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(tmp_path), *ASSIGNMENTS],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "COLUMNS": "200"},
-        # A shell that runs the tests in its background lets them ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    saved = until(
-        lambda: list(tmp_path.glob("*/checkpoints/round-0001")) or process.poll() is not None, 150
-    )
-    process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=60)[0]
-    assert saved, text
-    assert process.returncode == 130, text
-    assert started(mark) == []
-    assert "Traceback" not in text
-    interrupted = only_run(tmp_path)
-    assert f"python simulation.py --resume {interrupted}" in text
-    recorded = read(interrupted / "run.json")
-    assert recorded["status"] == "interrupted"
-    done = recorded["completed_rounds"]
-    resumed = simulate(tmp_path, "--resume", str(interrupted), new=False)
-    assert started(mark) == []
-    assert f"Resuming with round {done + 1}." in resumed.stdout
-    weights, whole = (load_file(r / "model" / "model.safetensors") for r in (interrupted, run))
-    assert all((weights[name] == whole[name]).all() for name in whole)
-    assert read(interrupted / "summary.json")["unseen"] == read(run / "summary.json")["unseen"]
-    assert "Starting Flower Simulation" in (interrupted / "flower.log").read_text()
 
 
 def test_failed_run_says_why_and_leaves_nothing_running(tmp_path: Path, mark: str) -> None:

@@ -217,7 +217,6 @@ def tiny_app(
             fingerprint=f"data of {group}",
             questions=10,
             train_questions=len(group),
-            test_questions=2,
         )
         return Message(introduction.records(), reply_to=message)
 

@@ -9,6 +9,8 @@ import pytest
 from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
+from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS
+from pluralllm_fl.wire.messages import SCORE_KEYS
 from pluralllm_fl.wire.packing import unpacked
 from tests.integration.inprocess import (
     GROUPS,
@@ -141,8 +143,8 @@ def test_bytes_are_those_of_the_records(tmp_path: Path) -> None:
     run = tiny_run(tiny_config(tmp_path, num_server_rounds=1))
     train = events(run, "round")[0]
     arrays = 4 * 4  # 3 + 1 float32 values
-    scores = 25 * 8  # four splits of six numbers, and a weight
-    assert 4 * arrays + 5 * scores < train["bytes_up"] < 4 * arrays + 5 * (scores + 700)
+    numbers = len(EVALUATION_SPLITS) * len(SCORE_KEYS) + 1  # of a node's scores, and a weight
+    assert 4 * arrays + 5 * 8 * numbers < train["bytes_up"] < 4 * arrays + 5 * (8 + 28) * numbers
     assert 5 * arrays < train["bytes_down"] < 5 * (arrays + 500)
 
 

@@ -64,12 +64,12 @@ class Ledger(Network):
 
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int  # noqa: ARG002
-    ) -> Callable[[], Tensor]:  # fmt: skip
+    ) -> Callable[[], tuple[Tensor, ...]]:  # fmt: skip
         batch = table.batch(table.members("train"))
 
-        def step() -> Tensor:
+        def step() -> tuple[Tensor, ...]:
             predicted = batch.log_softmax(batch.embedding @ self.logits)
-            return prediction_loss(predicted, None, batch, "cross-entropy")
+            return (prediction_loss(predicted, None, batch, "cross-entropy"),)
 
         return step
 

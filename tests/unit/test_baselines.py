@@ -98,7 +98,7 @@ def naive(workspace: Workspace, config: RunConfig) -> PreferencePredictor:
         network = predictor.network
         steps = [network.objective(workspace.table(g), config, rng, server_round) for g in SEEN]
         for _ in range(config.local_steps):
-            losses = torch.stack([step() for step in steps])
+            losses = torch.stack([torch.stack(step()).sum() for step in steps])
             optimizer.zero_grad(set_to_none=False)
             (torch.tensor(list(shares.values())) @ losses).backward()
             # A parameter that no loss reached yet decays all the same.

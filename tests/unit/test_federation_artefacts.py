@@ -20,12 +20,12 @@ from pluralllm_fl.runs.artefacts import (
     write_atomic,
     write_directory,
 )
-from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
+from pluralllm_fl.runs.checkpoint import Checkpoint, RunState
 
 
 def some_checkpoint(size: int, server_round: int = 1) -> Checkpoint:
     arrays = {"w": np.arange(size, dtype=np.float32)}
-    return Checkpoint(Progress(arrays, round=server_round), {"class": "x", "vars": {}}, {})
+    return Checkpoint(RunState(arrays, round=server_round), {"class": "x", "vars": {}}, {})
 
 
 def test_full_disk_keeps_the_old_file(small_disk: Path) -> None:

@@ -16,9 +16,10 @@ from pluralllm_fl.cli import app
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import RunDirectory, write_directory
-from pluralllm_fl.runs.checkpoint import Checkpoint, Progress
-from pluralllm_fl.runs.lookup import close_run, read_json
+from pluralllm_fl.runs.checkpoint import Checkpoint, RunState
+from pluralllm_fl.runs.lookup import close_run
 from pluralllm_fl.runs.progress import EventTail
+from pluralllm_fl.runs.record import read_json
 
 DEEP = b"[" * 10**5
 ODD_FILES = {
@@ -83,7 +84,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 
 
 def write_checkpoint(folder: Path) -> Path:
-    progress = Progress({"weight": np.ones(3, dtype=np.float32)}, round=1)
+    progress = RunState({"weight": np.ones(3, dtype=np.float32)}, round=1)
     return checkpoint.write(folder, Checkpoint(progress, {"class": "x"}, {}))
 
 

@@ -62,6 +62,14 @@ def test_training_lowers_the_loss(config: RunConfig, loss: str) -> None:
     assert rounds[-1] < rounds[0] - 0.02
 
 
+def test_the_reported_loss_is_the_predictions_in_every_round() -> None:
+    """A round with more terms to minimise must not look like one that diverged."""
+    config = dataclasses.replace(CONFIG, dropout=0.0, batch_questions=1000)
+    first = train(build(config), config, server_round=1, learning_rate=0.0).loss
+    second = train(build(config), config, server_round=2, learning_rate=0.0).loss
+    assert second == pytest.approx(first, rel=1e-6)
+
+
 @both
 def test_same_seed_same_bits_whatever_was_drawn_before(config: RunConfig) -> None:
     """And what is drawn afterwards does not depend on the training."""

@@ -60,7 +60,8 @@ def gradients(
 ) -> dict[str, Tensor]:
     """Return the gradients of one step of the local objective."""
     result.zero_grad()
-    result.objective(table, config, np.random.default_rng(0), server_round)().backward()
+    step = result.objective(table, config, np.random.default_rng(0), server_round)
+    torch.stack(step()).sum().backward()
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in result.named_parameters()

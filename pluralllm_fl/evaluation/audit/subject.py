@@ -12,7 +12,7 @@ from pluralllm_fl.evaluation.audit.updates import Weights
 from pluralllm_fl.evaluation.baselines import federated
 from pluralllm_fl.evaluation.opening import open_run
 from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
-from pluralllm_fl.runs.lookup import read_json
+from pluralllm_fl.runs.record import RunRecord
 from pluralllm_fl.workspace import Workspace
 
 # What is being done, how much of it is done, how much there is.
@@ -30,27 +30,27 @@ class Subject(NamedTuple):
 
 def open_subject(run: Path) -> Subject:
     """Open a run with its data and its model."""
-    record = read_json(run / "run.json")
-    if record.get("mode") == "deployment":
+    record = RunRecord.read(run)
+    if record.mode == "deployment":
         raise ConfigError(
             f"{run} is a deployed run: an audit needs every group's answers, which a deployment "
             "keeps apart. Audit a simulation on data of the same kind."
         )
     if not (run / "model").is_dir():
         raise ArtefactError(
-            f"{run} holds no model: the run is {record.get('status', 'unfinished')}. Finish it "
+            f"{run} holds no model: the run is {record.status or 'unfinished'}. Finish it "
             f"with: pluralllm simulate --resume '{run}'."
         )
     workspace, predictor = open_run(run)
     config = workspace.config
     held = {g: len(answers) for g, answers in workspace.dataset.groups.items()}
-    recorded = record.get("dataset", {}).get("groups", {})
-    if changed := [g for g, number in recorded.items() if held.get(g) != number]:
+    if changed := [g for g, number in record.groups.items() if held.get(g) != number]:
         raise ConfigError(
             f"The data in {config.dataset} are not those of the run: group '{changed[0]}' had "
-            f"{recorded[changed[0]]} questions and has {held.get(changed[0], 0)}. Restore the file."
+            f"{record.groups[changed[0]]} questions and has {held.get(changed[0], 0)}. "
+            "Restore the file."
         )
-    rounds = int(record.get("completed_rounds") or config.num_server_rounds)
+    rounds = record.completed_rounds or config.num_server_rounds
     return Subject(run, workspace, predictor, rounds)
 
 
