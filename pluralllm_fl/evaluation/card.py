@@ -12,7 +12,7 @@ from pluralllm_fl.evaluation.standing import Standing, sentences, standings
 from pluralllm_fl.formats import mapping, number
 from pluralllm_fl.runs.artefacts import write_atomic
 from pluralllm_fl.runs.hub import CARD
-from pluralllm_fl.runs.lookup import read_json
+from pluralllm_fl.runs.record import RunRecord, read_json
 
 Json = Mapping[str, Any]
 _QUESTIONS = {"new": "nobody trained on", "trained": "trained on", "all": "all"}
@@ -40,7 +40,7 @@ def card(run: Path) -> str:
     """Return the text of the card."""
     from huggingface_hub import ModelCardData
 
-    record, summary = read_json(run / "run.json"), read_json(run / "summary.json")
+    record, summary = RunRecord.read(run), read_json(run / "summary.json")
     diagnostics, audit = (
         read_json(run / name) if (run / name).is_file() else None
         for name in ("diagnostics.json", "audit.json")
@@ -77,17 +77,16 @@ group.predict("Do you trust the courts?", ["Yes", "No"])
 """
 
 
-def _training(record: Json, summary: Json) -> str:
-    config, data = mapping(record.get("config")), mapping(record.get("dataset"))
-    counts = [len(record.get(side) or []) for side in ("seen", "unseen")]
+def _training(record: RunRecord, summary: Json) -> str:
+    config = record.config
     facts = {
-        "data fingerprint": f"`{data.get('fingerprint')}`",
-        "groups": f"{counts[0]} trained, {counts[1]} only evaluated",
+        "data fingerprint": f"`{record.dataset.get('fingerprint')}`",
+        "groups": f"{len(record.seen)} trained, {len(record.unseen)} only evaluated",
         "rounds": summary.get("rounds"),
         "strategy": f"`{config.get('strategy')}`",
         "architecture": f"`{config.get('architecture')}`",
         "language model": f"`{Path(str(config.get('embedding-model'))).name}`, fingerprint "
-        f"`{record.get('embedding')}`",
+        f"`{record.embedding}`",
     }
     return "## Training\n\n" + "\n".join(f"- {k}: {v}" for k, v in facts.items()) + "\n"
 
