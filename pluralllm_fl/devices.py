@@ -44,7 +44,7 @@ def available_cpus() -> int:
 
 
 _threads_lock = threading.Lock()
-_threads_before: list[int] = []  # of every `torch_threads` that is open
+_threads: list[int] = []  # the caller's number, then that of every `torch_threads` that is open
 
 
 @contextlib.contextmanager
@@ -52,21 +52,23 @@ def torch_threads(number: int) -> Iterator[None]:
     """Let torch compute with so many threads, then with as many as before.
 
     The number is one for the whole process, so what other threads of the caller compute meanwhile
-    has it too; the last one to leave restores what the first one found.
+    has it too; when the last block is left, in whatever order, the caller's is back.
     """
     import torch
 
     with _threads_lock:
-        _threads_before.append(torch.get_num_threads())
+        if not _threads:
+            _threads.append(torch.get_num_threads())
+        _threads.append(number)
         torch.set_num_threads(number)
     try:
         yield
     finally:
         with _threads_lock:
-            before = _threads_before[0]
-            _threads_before.pop()
-            if not _threads_before:
-                torch.set_num_threads(before)
+            del _threads[-1 - _threads[::-1].index(number)]
+            torch.set_num_threads(_threads[-1])
+            if len(_threads) == 1:
+                _threads.clear()
 
 
 def release_memory() -> None:

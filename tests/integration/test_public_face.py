@@ -246,6 +246,9 @@ def test_threads_that_predict_at_once_leave_the_callers_number() -> None:
             go.set()
             thread.join()
             assert torch.get_num_threads() == 1
+            with torch_threads(2):
+                assert torch.get_num_threads() == 2
+            assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
