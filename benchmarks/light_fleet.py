@@ -303,7 +303,7 @@ def _answer(message: Message, number: int, dtype: str) -> RecordDict:
     if message.metadata.message_type == MessageType.QUERY:
         return Introduction(
             group=f"group {number:04d}", role="train", dimension=DIMENSION, embedding="none",
-            groups=0, supernodes=0, fingerprint=str(number),
+            device="cpu", dtype="float32", groups=0, supernodes=0, fingerprint=str(number),
             questions=100, train_questions=80,
         ).records()  # fmt: skip
     if message.metadata.message_type == MessageType.EVALUATE:

@@ -8,19 +8,9 @@ several.
 """
 
 import argparse
-from collections.abc import Sequence
 
 from pluralllm_fl import Pluralist
-from pluralllm_fl.inference import ConditionedGroup
-
-
-def best_of_n(group: ConditionedGroup, question: str, candidates: Sequence[str]) -> str:
-    """Return the candidate with the largest predicted share; repeated ones count once."""
-    texts = list(dict.fromkeys(text.strip() for text in candidates))
-    if len(texts) == 1:
-        return texts[0]
-    return texts[int(group.predict(question, texts).argmax())]
-
+from pluralllm_fl.alignment.best_of_n import best_of_n
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

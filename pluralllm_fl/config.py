@@ -109,6 +109,7 @@ class RunConfig:
     num_server_rounds: Annotated[int, Bounds(1, 10**6 + 1)]
     client_weight: Literal["uniform", "answers"]
     expected_nodes: Count
+    node_keys: str
     min_nodes: Positive
     join_timeout: Seconds
     round_timeout: Annotated[float, Bounds(1, 1e8)]
@@ -215,7 +216,7 @@ class RunConfig:
             _require(largest >= smallest, f"{kind}_max", largest,
                      f"at least {kind}-min ({smallest})")  # fmt: skip
         embedding_parts(self.embedding_template)
-        for name in ("output_dir", "resume"):
+        for name in ("output_dir", "resume", "node_keys"):
             value = getattr(self, name)
             _require(not value or Path(value).is_absolute(), name, value,
                      "an absolute path (Flower runs the apps in a folder of its own)")  # fmt: skip

@@ -12,6 +12,8 @@ from pluralllm_fl.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+_HALF_PRECISION_BYTES = 2**30
+
 
 def torch_device(name: str) -> "torch.device":
     """Return a device of PyTorch; "auto" is CUDA if present, else CPU.
@@ -34,6 +36,19 @@ def torch_device(name: str) -> "torch.device":
             "Use 'auto' or 'cpu'."
         ) from error
     return device
+
+
+def model_dtype(device: "torch.device", weights_bytes: int) -> str:
+    """Return the number format in which a language model of this size computes on a device.
+
+    On CPU that is float32; elsewhere weights above 1 GiB run in half precision.
+    """
+    if device.type == "cpu" or weights_bytes <= _HALF_PRECISION_BYTES:
+        return "float32"
+    import torch
+
+    bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    return "bfloat16" if bf16 else "float16"
 
 
 def available_cpus() -> int:

@@ -37,6 +37,8 @@ class Workspace:
         Question id -> row of its first option.
     embedding_fingerprint : str
         Identity of the frozen language model and pooling.
+    arithmetic : tuple of str
+        Device type and number format in which the language model computes.
     """
 
     config: RunConfig
@@ -46,6 +48,7 @@ class Workspace:
     vectors: Tensor
     first_row: dict[str, int]
     embedding_fingerprint: str
+    arithmetic: tuple[str, str] = ("cpu", "float32")
     _tables: dict[str, GroupTable] = field(default_factory=dict)
 
     @property
@@ -166,8 +169,9 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
     table = embedder.embed(dataset.questions, progress)
     vectors = torch.from_numpy(table.vectors).to(torch_device(config.device))
     return Workspace(
-        config, dataset, seen, unseen, vectors, dict(table.first_row), embedder.fingerprint
-    )
+        config, dataset, seen, unseen, vectors, dict(table.first_row), embedder.fingerprint,
+        embedder.arithmetic,
+    )  # fmt: skip
 
 
 def with_random_vectors(workspace: Workspace) -> Workspace:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pluralllm_fl import __version__
+from pluralllm_fl.cli.align_evaluate import align
 from pluralllm_fl.cli.audit import audit
 from pluralllm_fl.cli.baselines import baselines
 from pluralllm_fl.cli.bench import bench
@@ -37,6 +38,7 @@ app = typer.Typer(
 data = typer.Typer(help="Look at data files.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(deploy, name="deploy")
+app.add_typer(align, name="align")
 
 app.command()(simulate)
 app.command()(resume)

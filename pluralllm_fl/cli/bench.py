@@ -29,6 +29,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "dialogues": ("--dialogues", "--split", "--seeds", "--processes", "--set"),
     "demo": ("--seeds", "--processes", "--set"),
     "strategies": _QUALITY,
+    "align": ("--dataset", "--policy", "--seeds", "--set"),
     "figures": (),
 }
 ALL = "all"
@@ -43,8 +44,9 @@ def bench(
 ) -> None:
     """Run a benchmark of the source tree, or all of them in order.
 
-    `all` needs --dataset FILE (GlobalOpinionQA), --survey FILE (OpinionQA) and --dialogues FILE
-    (Global Dialogues), and hands each benchmark the options that it takes.
+    `all` needs --dataset FILE (GlobalOpinionQA), --survey FILE (OpinionQA), --dialogues FILE
+    (Global Dialogues) and --policy FILE (a language model), and hands each benchmark the options
+    that it takes.
     """
     folder = app_directory() / "benchmarks"
     if name not in (*SCRIPTS, ALL):
@@ -100,7 +102,7 @@ def _by_script(options: list[str]) -> dict[str, list[str]]:
             raise ConfigError(f"bench {ALL} takes options only, not '{word}'.")
         else:
             values[flag].append(word)
-    for needed in ("--dataset", "--survey", "--dialogues"):
+    for needed in ("--dataset", "--survey", "--dialogues", "--policy"):
         if not values.get(needed):
             raise ConfigError(f"bench {ALL} needs {needed} FILE.")
     return {

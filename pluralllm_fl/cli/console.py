@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -48,6 +49,11 @@ class SafeConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print strings, tables and other renderables."""
         super().print(*(_one_line(value) for value in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `guarded`; rich would end the program here, without a word."""
+        self.quiet = True
+        raise BrokenPipeError
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -110,8 +116,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             messages().print("Interrupted.")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader of a pipe (`| head`) left; keep Python's own flush at exit silent.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
+            messages().print("Stopped: nobody reads the output any more (as after `| head`).")
             raise typer.Exit(FAILURE) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -120,6 +126,26 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(FAILURE) from None
 
     return run
+
+
+def drop_output() -> None:
+    """Keep Python's own flush at exit silent after the reader of a pipe (`| head`) left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def require_unix() -> None:
+    """Say at once where Flower's processes cannot be started and ended as we do it.
+
+    Raises
+    ------
+    ConfigError
+        On Windows.
+    """
+    if not hasattr(signal, "SIGHUP"):
+        raise ConfigError(
+            "Simulations and deployments need Linux or macOS. On Windows use WSL 2 (`wsl "
+            "--install`), and install and run PluralLLM-FL inside of it."
+        )
 
 
 def _unexpected(error: Exception, *, verbose: bool) -> None:

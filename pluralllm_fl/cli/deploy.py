@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pluralllm_fl.cli.console import FAILURE, guarded, labelled, output, print_json
+from pluralllm_fl.cli.console import FAILURE, guarded, labelled, output, print_json, require_unix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,7 @@ def init(
     years: Years = 2,
 ) -> None:
     """Write keys, certificates, scripts and settings for the server and every node."""
+    require_unix()
     from pluralllm_fl.deploy.layout import create
 
     nodes = create(folder, seen=groups, unseen=unseen, servers=server, port=port, years=years)
@@ -65,6 +66,7 @@ def add(
     unseen: Unseen = "",
 ) -> None:
     """Add nodes to a federation."""
+    require_unix()
     from pluralllm_fl.deploy.grow import add as add_nodes
 
     nodes = add_nodes(folder, seen=groups, unseen=unseen)
@@ -104,6 +106,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Test on a node's machine whether the node can run: data, server, certificate, key."""
+    require_unix()
     from pluralllm_fl.cli.findings import as_document, show
 
     # Where supernode.sh keeps a language model, should it have to be fetched.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pluralllm_fl.cli.console import guarded, labelled, output
+from pluralllm_fl.cli.console import guarded, labelled, output, require_unix
 from pluralllm_fl.cli.settings import Assignments, gather, gather_resumed
 from pluralllm_fl.cli.simulate import simulate
 from pluralllm_fl.cli.tables import show_groups, show_standing, show_summary, show_warnings
@@ -28,6 +28,7 @@ def run(
     """Run the federation to its end: start it, or go on where it was; resume it when it falls."""
     from pluralllm_fl.processes.flower import FlowerConnection
 
+    require_unix()
     config = gather(folder / "federation.toml", {}, assignments or [])
     _supervise(config, FlowerConnection("federation", (folder / "flwr").absolute()))
 
@@ -48,6 +49,7 @@ def resume(
     """Continue an interrupted run, simulated or deployed, from its last completed round."""
     from pluralllm_fl.processes.flower import FlowerConnection
 
+    require_unix()
     folder = resolve_run(run, completed=False)
     if RunRecord.read(folder).mode != "deployment":
         simulate(resume=folder, rounds=rounds, assignments=assignments)

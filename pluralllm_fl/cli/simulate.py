@@ -1,6 +1,7 @@
 """The simulate command: every group on this machine, from data to report."""
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -9,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -17,10 +18,12 @@ from pluralllm_fl import __version__
 from pluralllm_fl.cli.console import (
     FAILURE,
     INTERRUPTED,
+    drop_output,
     guarded,
     labelled,
     messages,
     output,
+    require_unix,
     show_error,
 )
 from pluralllm_fl.cli.settings import (
@@ -53,6 +56,9 @@ if TYPE_CHECKING:
     from pluralllm_fl.processes.launcher import PrivateSuperLink, RunEnd
 
 
+ONE_SIGNAL_SECONDS = 1.0
+
+
 @guarded
 def simulate(
     dataset: Dataset = None,
@@ -81,6 +87,7 @@ def simulate(
     verbose: Annotated[bool, typer.Option(help="Show the traceback of errors.")] = False,
 ) -> None:
     """Simulate a federation of every group on this machine."""
+    require_unix()
     named: dict[str, Value | None] = {
         "dataset": dataset, "seen-groups": seen, "unseen-groups": unseen,
         "num-server-rounds": rounds, "seed": seed, "output-dir": output_dir,
@@ -99,7 +106,8 @@ def simulate(
         with RunDirectory.open(Path(config.resume)).claimed():
             pass  # the server will claim it; until then, none else may have it
     _check_gpus(config, gpus)
-    _Simulation(config, gpus, verbose=verbose).run()
+    with _one_interrupt():
+        _Simulation(config, gpus, verbose=verbose).run()
 
 
 class _Simulation:
@@ -148,14 +156,14 @@ class _Simulation:
         from pluralllm_fl.processes.launcher import PrivateSuperLink
 
         try:
-            with (
-                _termination_as_interrupt(),
-                PrivateSuperLink(threads=self.config.threads) as superlink,
-            ):
+            with PrivateSuperLink(threads=self.config.threads) as superlink:
                 self._embed(dataset)
                 outcome = self._follow(superlink, supernodes)
         except KeyboardInterrupt:
             self._interrupted()
+        except BrokenPipeError:
+            drop_output()
+            self._interrupted("Interrupted: nobody reads the output any more (as after `| head`).")
         except BaseException as error:
             close_run(self.folder, "failed", str(error))
             raise
@@ -167,6 +175,8 @@ class _Simulation:
             self._failed(outcome)
 
     def _follow(self, superlink: "PrivateSuperLink", supernodes: int) -> "RunEnd":
+        from pluralllm_fl.processes.launcher import RunEnd
+
         tail = EventTail(self.folder / "metrics.jsonl", since=time.time())
         with RoundProgress(self.console, tail) as progress:
 
@@ -175,14 +185,20 @@ class _Simulation:
                 progress.update()
                 return progress.completed and not self.config.trackers  # these finish after it
 
-            return superlink.run(
-                app_directory(),
-                self.config.to_run_config(),
-                supernodes=supernodes,
-                gpus=self.gpus,
-                log=self.log,
-                tick=tick,
-            )
+            try:
+                return superlink.run(
+                    app_directory(),
+                    self.config.to_run_config(),
+                    supernodes=supernodes,
+                    gpus=self.gpus,
+                    log=self.log,
+                    tick=tick,
+                )
+            except FederationError:
+                progress.update()
+                if not progress.completed:
+                    raise
+        return RunEnd("completed", "")  # all results are there, whatever fell over afterwards
 
     def _embed(self, dataset: "PreferenceDataset") -> None:
         from rich.progress import Progress
@@ -271,8 +287,11 @@ class _Simulation:
                 messages().print(line, markup=False, highlight=False)
         raise typer.Exit(FAILURE)
 
-    def _interrupted(self) -> None:
-        close_run(self.folder, "interrupted", None)
+    def _interrupted(self, what: str = "Interrupted.") -> NoReturn:
+        from pluralllm_fl.processes.launcher import ignored_interrupts
+
+        with ignored_interrupts():
+            close_run(self.folder, "interrupted", None)
         if self.log.parent != self.folder:
             self.log.unlink(missing_ok=True)
         if (self.folder / "summary.json").is_file():
@@ -280,7 +299,7 @@ class _Simulation:
             hints = [f"All rounds are done. Write the report with: {report}"]
         else:
             hints = self._resume_hint() or ["No round was completed: there is nothing to resume."]
-        for line in ["Interrupted.", *hints]:
+        for line in [what, *hints]:
             messages().print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
 
@@ -364,13 +383,24 @@ def _writable(output_dir: Path, folder: Path, *, resumed: bool) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM and a closed terminal like Ctrl-C, so that the run is cleaned up."""
+def _one_interrupt() -> Iterator[None]:
+    """Treat SIGTERM and a closed terminal like Ctrl-C, so that the run is cleaned up.
+
+    Several at once are one, as `timeout` sends them: the second would cut the clean-up short.
+    """
+    last = -math.inf
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal last
+        since, last = time.monotonic() - last, time.monotonic()
+        if since > ONE_SIGNAL_SECONDS:
+            raise KeyboardInterrupt
 
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored stays ignored, as `nohup` asks for.
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from pluralllm_fl.config import split_names
 from pluralllm_fl.deploy import names
 from pluralllm_fl.deploy.certificates import Authority, certificate_pem, hosts_of
 from pluralllm_fl.deploy.files import new_folder, outside_git, write_tree
-from pluralllm_fl.deploy.layout import Node, node_files, plan_nodes
+from pluralllm_fl.deploy.layout import Node, list_entry, node_files, plan_nodes
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.formats import toml
 from pluralllm_fl.runs.artefacts import write_atomic
@@ -65,6 +65,11 @@ def add(folder: Path, *, seen: str, unseen: str) -> list[Node]:
         with new_folder(folder / home) as temporary:
             write_tree(temporary, {n.removeprefix(f"{home}/"): f for n, f in files.items()})
         write_atomic(folder / key, public, mode=0o600)
+    # A federation of an earlier version has no list of keys; one of the new nodes alone would
+    # refuse all others.
+    if (keys := server / "nodes.toml").is_file():
+        entries = "".join(map(list_entry, nodes))
+        write_atomic(keys, _read(keys) + entries.encode(), mode=0o600)
 
     write_atomic(run_config, text.encode(), mode=0o600)
     return nodes

@@ -24,8 +24,13 @@ from pluralllm_fl.deploy.certificates import (
 )
 from pluralllm_fl.deploy.files import FOLDER, Files, free_folder, new_folder, write_tree
 from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.formats import toml
 
 FIRST_RUNTIME_PORT = 9101
+_LIST_HEAD = """\
+# Whose key (keys/NAME.pub) may hold which group, train or evaluate. The server refuses every other
+# claim. `pluralllm deploy add` keeps this up to date; a change counts at once.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +107,7 @@ def create(
     }
     for node in nodes:
         files |= node_files(node, trusted)
+    files["server/nodes.toml"] = "".join([_LIST_HEAD, *map(list_entry, nodes)]).encode()
     with new_folder(folder) as temporary:
         write_tree(temporary, files)
     return nodes
@@ -140,6 +146,11 @@ def node_files(node: Node, trusted: bytes) -> Files:
         f"{home}/state": FOLDER,
         **{f"{home}/{name}": text for name, text in _rendered("node", {"node": node})},
     }
+
+
+def list_entry(node: Node) -> str:
+    """Return what the server's list of keys says of a node; `federation.keys` reads it."""
+    return f"\n[{node.slug}]\n{toml({'group': node.group, 'role': node.role})}"
 
 
 def _rendered(part: str, values: dict[str, object]) -> Iterator[tuple[str, bytes]]:

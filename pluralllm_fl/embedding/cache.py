@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from pluralllm_fl.errors import EmbeddingError
 
@@ -109,24 +109,35 @@ class VectorCache:
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Hold a lock between processes; it is released if its holder dies."""
+        """Hold a lock between processes; it is released if its holder dies.
+
+        Who asks for it again at once waits behind those who wait already: they stand at the front
+        of a queue, which is a second lock.
+        """
         path = self.folder / "locks" / f"{name}.lock"
-        lock, holder = FileLock(path), path.with_suffix(".holder")
+        lock, front, holder = FileLock(path), FileLock(f"{path}.next"), path.with_suffix(".holder")
         with self._clear_errors():
+            self._acquire(front, holder)
             try:
-                lock.acquire(timeout=PATIENCE_SECONDS)
-            except Timeout:
-                known = f"process {holder.read_text()}" if holder.exists() else "another process"
-                logger.warning(
-                    "Waiting for %s, which embeds texts with the same language model (%s). What "
-                    "it has done is not embedded again.", known, path,
-                )  # fmt: skip
-                lock.acquire()
+                self._acquire(lock, holder)
+            finally:
+                front.release()
             holder.write_text(str(os.getpid()))
         try:
             yield
         finally:
             lock.release()
+
+    def _acquire(self, lock: BaseFileLock, holder: Path) -> None:
+        try:
+            lock.acquire(timeout=PATIENCE_SECONDS)
+        except Timeout:
+            known = f"process {holder.read_text()}" if holder.exists() else "another process"
+            logger.warning(
+                "Waiting for %s, which embeds texts with the same language model (%s). What it "
+                "has done is not embedded again.", known, lock.lock_file,
+            )  # fmt: skip
+            lock.acquire()
 
     def _has_schema(self) -> bool:
         return bool(self._connection.execute("PRAGMA user_version").fetchone()[0])

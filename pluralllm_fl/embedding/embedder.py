@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm_fl.config import embedding_parts
+from pluralllm_fl.devices import model_dtype, torch_device
 from pluralllm_fl.embedding.cache import VectorCache, default_cache_dir
 from pluralllm_fl.embedding.fixed_texts import REFERENCE_TEXTS
 from pluralllm_fl.embedding.models import ModelFiles, find_model
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pluralllm_fl.embedding.encoder import Encoder
 
 DEFAULT_TEMPLATE = "{question}||{option}"
+TURN_SECONDS = 1.0  # of embedding; then the processes that wait get theirs
 _LEAST_SPREAD = 1e-3  # of a coordinate, against their median: a dead one stays quiet
 _PLACEHOLDER = re.compile(r"\{question\}|\{option\}")
 
@@ -56,9 +59,9 @@ class _Facts:
 class TextEmbedder:
     """Embeds (question, option) pairs with a frozen language model.
 
-    Every vector is kept on disk under a hash of model, pooling and text: a text is embedded once
-    a machine, by whichever process comes first. The model is loaded with the first new text, or by
-    `load`, and kept.
+    Every vector is kept on disk under a hash of model, pooling, device type and text: a text is
+    embedded once a machine, by whichever process comes first. The model is loaded with the first
+    new text, or by `load`, and kept.
 
     Parameters
     ----------
@@ -125,6 +128,23 @@ class TextEmbedder:
         """Length of a row; known without loading the model."""
         return self._facts.dimension * len(self.parts)
 
+    @cached_property
+    def arithmetic(self) -> tuple[str, str]:
+        """Device type and number format in which the language model computes.
+
+        Vectors are float32 always, and no cache mixes those that were computed differently: CPU
+        and GPU agree to about 1e-6 in float32, to about 1e-2 in half precision.
+
+        Raises
+        ------
+        ConfigError
+            If the device cannot be used.
+        """
+        if self.device == "cpu":  # says all, without loading torch
+            return "cpu", "float32"
+        device = torch_device(self.device)
+        return device.type, model_dtype(device, self._facts.files.weights_bytes)
+
     def load(self) -> None:
         """Load the language model now and standardise; otherwise the first new text does.
 
@@ -173,7 +193,9 @@ class TextEmbedder:
     def _flat(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
         """Return the vectors of texts, as the language model has them, (texts, its dimension)."""
         facts = self._facts
-        prefix = hashlib.sha256(facts.fingerprint.encode())
+        # Entries by CPU have always had this key alone.
+        where = "" if self.arithmetic == ("cpu", "float32") else " ".join(self.arithmetic)
+        prefix = hashlib.sha256((facts.fingerprint + where).encode())
         keys = []
         for text in texts:
             digest = prefix.copy()
@@ -183,10 +205,7 @@ class TextEmbedder:
         with VectorCache(self.cache_dir) as cache:
             found = cache.read(list(text_of))
             if len(found) < len(text_of):
-                with cache.exclusive(facts.fingerprint):
-                    # Another process may have embedded them while this one waited.
-                    found |= cache.read([key for key in text_of if key not in found])
-                    self._compute(text_of, found, cache, progress)
+                self._complete(text_of, found, cache, progress)
             if any(len(vector) != 4 * facts.dimension for vector in found.values()):
                 raise cache.damaged("a vector of the wrong length")
         if progress is not None:
@@ -205,27 +224,57 @@ class TextEmbedder:
             for part in self.parts
         ]
 
-    def _compute(
+    def _complete(
         self,
         text_of: Mapping[bytes, str],
         found: dict[bytes, bytes],
         cache: VectorCache,
         progress: Progress | None,
     ) -> None:
-        """Add the vectors that `found` lacks, storing each batch as soon as it is there."""
-        # Sorted, so that the batches depend on nothing but the set of missing texts.
-        missing = sorted((text, key) for key, text in text_of.items() if key not in found)
-        if not missing:
-            return
-        if progress is not None:
-            progress(len(found), len(text_of))
-        for indices, vectors in self._encoder.encode([text for text, _ in missing]):
-            rows = vectors.astype("<f4", copy=False)
-            batch = [(missing[i][1], row.tobytes()) for i, row in zip(indices, rows, strict=True)]
+        """Add the vectors that `found` lacks, in turns with other processes."""
+        batches = self._batches(text_of, found)
+        while missing := [key for key in text_of if key not in found]:
+            with cache.exclusive(self._facts.fingerprint):
+                others = cache.read(missing)
+                found |= others
+                # Who is at these texts goes on with them: a second model need not be loaded.
+                if not others:
+                    if progress is not None:
+                        progress(len(found), len(text_of))
+                    self._take_turn(batches, found, len(text_of), cache, progress)
+            if others and progress is not None and len(found) < len(text_of):
+                progress(len(found), len(text_of))
+
+    def _take_turn(
+        self,
+        batches: Iterator[list[tuple[bytes, bytes]]],
+        found: dict[bytes, bytes],
+        total: int,
+        cache: VectorCache,
+        progress: Progress | None,
+    ) -> None:
+        """Embed for a while, storing each batch as soon as it is there."""
+        _ = self._encoder  # loading it is not counted
+        end = time.monotonic() + TURN_SECONDS
+        for batch in batches:
             cache.write(batch)
             found.update(batch)
             if progress is not None:
-                progress(len(found), len(text_of))
+                progress(len(found), total)
+            if time.monotonic() > end:
+                break
+
+    def _batches(
+        self, text_of: Mapping[bytes, str], found: Mapping[bytes, bytes]
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yield the vectors that `found` lacks when their turn comes."""
+        # Sorted, so that the order depends on nothing but the set of missing texts.
+        missing = sorted((text, key) for key, text in text_of.items() if key not in found)
+        keys = [key for _, key in missing]
+        texts = [text for text, _ in missing]
+        for indices, vectors in self._encoder.encode(texts, lambda i: keys[i] in found):
+            rows = vectors.astype("<f4", copy=False)
+            yield [(keys[i], row.tobytes()) for i, row in zip(indices, rows, strict=True)]
 
     @property
     def _cut(self) -> Literal["left", "right"]:
@@ -236,8 +285,10 @@ class TextEmbedder:
     def _encoder(self) -> "Encoder":
         from pluralllm_fl.embedding.encoder import Encoder  # loads torch and transformers
 
-        facts = self._facts
-        return Encoder(facts.files, self.pooling, facts.max_tokens, self._cut, self.device)
+        facts, device = self._facts, torch_device(self.device)
+        return Encoder(
+            facts.files, self.pooling, facts.max_tokens, self._cut, device, self.arithmetic[1]
+        )
 
     @cached_property
     def _facts(self) -> _Facts:

@@ -1,7 +1,7 @@
 """Running a frozen language model over texts. Importing this module loads torch."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
@@ -13,14 +13,13 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from pluralllm_fl.devices import available_cpus, torch_device, torch_threads
+from pluralllm_fl.devices import available_cpus, torch_threads
 from pluralllm_fl.embedding.models import ModelFiles, require_gguf
 from pluralllm_fl.errors import EmbeddingError
 
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_BATCH = {"cpu": 256, "cuda": 8192}
-_HALF_PRECISION_BYTES = 2**30
 _MOST_THREADS = 8  # a language model gains little from more
 _SMALL_BYTES = 2**28  # of weights: a batch takes milliseconds, too short to share among threads
 
@@ -38,16 +37,14 @@ class Encoder:
         Longer texts are cut.
     cut : "left" or "right"
         The side on which they lose tokens.
-    device : str
-        "auto" is CUDA if present, else CPU. On CPU all is float32; elsewhere weights above 1 GiB
-        run in half precision.
+    device : torch.device
+    dtype : str
+        PyTorch's name of the number format in which the model computes.
 
     Raises
     ------
     EmbeddingError
         If the model cannot be used.
-    ConfigError
-        If the device cannot be used.
     """
 
     def __init__(
@@ -56,24 +53,25 @@ class Encoder:
         pooling: Literal["mean", "last"],
         max_tokens: int,
         cut: Literal["left", "right"],
-        device: str,
+        device: torch.device,
+        dtype: str,
     ) -> None:
         self._name = files.name
         self._pooling = pooling
         self._max_tokens = max_tokens
-        self._device = torch_device(device)
+        self._device = device
         self._tokenizer, model = _load(files)
         self._tokenizer.truncation_side = cut
-        dtype = torch.float32
-        if self._device.type != "cpu" and files.weights_bytes > _HALF_PRECISION_BYTES:
-            bf16 = self._device.type != "cuda" or torch.cuda.is_bf16_supported()
-            dtype = torch.bfloat16 if bf16 else torch.float16
         with _explained(self._name):
-            self._model = model.to(device=self._device, dtype=dtype).eval()
-        self._small = self._device.type == "cpu" and files.weights_bytes < _SMALL_BYTES
+            self._model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
+        self._small = device.type == "cpu" and files.weights_bytes < _SMALL_BYTES
 
-    def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    def encode(
+        self, texts: Sequence[str], known: Callable[[int], bool]
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yield (indices into `texts`, vectors of shape (indices, dimension)), batch by batch.
+
+        Texts whose index is `known` when their batch's turn comes are left out.
 
         A batch holds texts of one token count, so nothing is masked, and as many rows as that
         count always has: a matrix product of other shape may sum in another order, and a text
@@ -96,7 +94,10 @@ class Encoder:
             batches += [members[start : start + size] for start in range(0, len(members), size)]
         threads, at_once = (1, _most_threads()) if self._small else (_most_threads(), 1)
         for start in range(0, len(batches), at_once):
-            turn = batches[start : start + at_once]
+            turn = [
+                [i for i in batch if not known(i)] for batch in batches[start : start + at_once]
+            ]
+            turn = [batch for batch in turn if batch]
             filled = [self._filled([ids[i] for i in batch], budget) for batch in turn]
             with torch_threads(threads), ThreadPoolExecutor(at_once) as pool:
                 found = list(pool.map(self._vectors, filled))

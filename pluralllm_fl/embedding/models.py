@@ -233,7 +233,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EmbeddingError(
             f"Cannot read the model file {path}: {error}. Download the model again."
         ) from error

@@ -177,6 +177,10 @@ class GuardedGrid(Grid):
             outcome.unreachable = reply.error.code in GONE
             return
         outcome.unreachable = False
+        if self.roster.keys is not None:  # a key may be taken off the list while the run goes on
+            outcome.problem = self.roster.keys.problem(outcome.node.node_id, outcome.node)
+            if outcome.problem:
+                return
         self.bytes_up += count_bytes(reply.content)
         try:
             outcome.content = unpacked(reply.content)

@@ -118,6 +118,8 @@ class LocalNode:
             role=self.role,
             dimension=int(self.workspace.vectors.shape[1]),
             embedding=self.workspace.embedding_fingerprint,
+            device=self.workspace.arithmetic[0],
+            dtype=self.workspace.arithmetic[1],
             groups=self.groups,
             supernodes=self.supernodes,
             fingerprint=self.workspace.dataset.groups[self.group].fingerprint,

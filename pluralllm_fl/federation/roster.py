@@ -13,6 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from pluralllm_fl.errors import FederationError, nearest
+from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.lost_messages import GONE
 from pluralllm_fl.wire.messages import Introduction, query
 
@@ -33,6 +34,7 @@ class Roster:
     """The nodes of a run, sorted by group name; a node's rank (from 1) is its place here."""
 
     nodes: list[Node]
+    keys: NodeKeys | None = None
     _strangers: "_Query | None" = None
 
     @property
@@ -85,7 +87,7 @@ class Roster:
             if node.fingerprint != before.fingerprint:
                 self._refuse(node, "its data changed since the run began")
                 continue
-            if (node.embedding, node.dimension) != (before.embedding, before.dimension):
+            if _model(node) != _model(before):
                 self._refuse(node, "its language model changed since the run began")
                 continue
             self.nodes[place] = replace(before, node_id=node.node_id)
@@ -119,7 +121,7 @@ class Roster:
     def _meet(self, grid: Grid) -> tuple[set[int], "_Query"]:
         """Return the ids now online and the introductions of nodes that are not in the roster."""
         if self._strangers is None:
-            self._strangers = _Query(grid)
+            self._strangers = _Query(grid, self.keys)
         online = set(grid.get_node_ids())
         self._strangers.open(online - {node.node_id for node in self.nodes})
         return online, self._strangers
@@ -139,6 +141,7 @@ def collect(
     answer_timeout: float = 0.0,
     seen: Collection[str] = (),
     unseen: Collection[str] = (),
+    keys: NodeKeys | None = None,
 ) -> Roster:
     """Query every node until the expected number has answered.
 
@@ -156,6 +159,8 @@ def collect(
         machine takes as long as loading the language model and embedding every text.
     seen, unseen : collection of str
         The run's own lists of groups; empty: none.
+    keys : NodeKeys, optional
+        Whose node may hold which group.
 
     Raises
     ------
@@ -164,7 +169,7 @@ def collect(
         number of groups, a group is there twice, groups or roles are not those of the lists, no
         node trains or one has nothing to train on, or dimensions differ.
     """
-    query = _Query(grid)
+    query = _Query(grid, keys)
     start = news = time.monotonic()
     while True:
         waited = time.monotonic() - start  # before the last look
@@ -183,9 +188,12 @@ def collect(
             )  # fmt: skip
         _check_simulation(nodes, expected_nodes)
         deployed = expected_nodes > 0 and not any(node.groups for node in nodes)
-        # A deployment waits for nodes that are still to come, and does without a broken one.
-        missed = expected_nodes - len(nodes) if deployed else len(query.errors)
-        if not query.pending and 0 < missed <= len(query.errors):
+        # A deployment waits for nodes that are still to come, and does without a broken one. Who
+        # passed for another is not the one that is still to come, nor is its next answer awaited.
+        broken = len(query.errors.keys() - query.refused)
+        awaited = set(query.pending.values()) - query.refused
+        missed = expected_nodes - len(nodes) if deployed else broken
+        if not query.pending and 0 < missed <= broken:
             raise FederationError(f"{len(query.errors)} node(s) cannot take part: {query.reasons}")
         expected = expected_nodes or max((node.groups for node in nodes), default=0)
         if nodes and not expected:
@@ -194,12 +202,12 @@ def collect(
                 "number of organisations that take part."
             )
         enough = bool(expected) and len(nodes) >= expected
-        if enough and (waited > join_timeout or not query.pending):
+        if enough and (waited > join_timeout or not awaited):
             if query.errors:
                 logger.warning("%d node(s) are left out: %s", len(query.errors), query.reasons)
             _check_number(nodes, expected)
             _check_lists(nodes, expected, seen, unseen)
-            return Roster(_checked(nodes, unseen))
+            return Roster(_checked(nodes, unseen), keys)
         if late:
             raise FederationError(_missing(nodes, expected, join_timeout, working, query.reasons))
         pause()
@@ -231,10 +239,12 @@ def pause(seconds: float = 0.1) -> None:
 class _Query:
     """Outstanding queries and the answers so far, by node id."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, keys: NodeKeys | None) -> None:
         self.grid = grid
+        self.keys = keys
         self.nodes: dict[int, Node] = {}
         self.errors: dict[int, str] = {}
+        self.refused: set[int] = set()  # who passed for another, and has not mended it
         self.pending: dict[str, int] = {}
 
     @property
@@ -264,9 +274,16 @@ class _Query:
             return
         try:
             introduction = Introduction.parse(reply.content)
-            self.nodes[node_id] = Node(**asdict(introduction), node_id=node_id)
         except (KeyError, TypeError, ValueError) as error:
             self.errors[node_id] = f"unreadable introduction of a node ({error!r})"
+            return
+        if self.keys and (problem := self.keys.problem(node_id, introduction)):
+            self.keys.tell(problem)
+            self.errors[node_id] = problem
+            self.refused.add(node_id)
+            return
+        self.refused.discard(node_id)
+        self.nodes[node_id] = Node(**asdict(introduction), node_id=node_id)
 
 
 def _check_simulation(nodes: list[Node], expected_nodes: int) -> None:
@@ -310,13 +327,29 @@ def _checked(nodes: list[Node], unseen: Collection[str]) -> list[Node]:
         raise FederationError(
             "No node trains: every group is evaluate-only. Name at least one group in seen-groups."
         )
-    if len({(node.dimension, node.embedding) for node in nodes}) > 1:
-        listed = ", ".join(f"{n.group}: {n.embedding} ({n.dimension} dimensions)" for n in nodes)
+    if len(set(map(_model, nodes))) > 1:
+        listed = ", ".join(
+            f"{n.group}: {n.embedding} ({n.dimension} dimensions, {n.dtype} on {n.device})"
+            for n in nodes
+        )
         raise FederationError(
             f"The nodes embed questions differently: {listed}. All nodes must use the same "
-            "embedding-model and version of pluralllm-fl."
+            "embedding-model and version of pluralllm-fl; large models compute in float32 on CPU "
+            "only (device = 'cpu' in --node-config)."
+        )
+    devices = {node.device: node.group for node in nodes}
+    if len(devices) > 1:
+        logger.warning(
+            "Nodes embed on different devices (%s). Their vectors differ by about 1e-6: results "
+            "are not bit-identical with those of one device.",
+            ", ".join(f"{device}: {group}" for device, group in sorted(devices.items())),
         )
     return nodes
+
+
+def _model(node: Node) -> tuple[str, int, str]:
+    """Return what must be the same on every node for vectors to be comparable."""
+    return node.embedding, node.dimension, node.dtype
 
 
 def _check_lists(

@@ -26,6 +26,7 @@ from pluralllm_fl.federation.callbacks import (
     MetricsLog,
 )
 from pluralllm_fl.federation.grid import GuardedGrid
+from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
 from pluralllm_fl.federation.roster import Roster, collect
 from pluralllm_fl.formats import toml
@@ -50,6 +51,7 @@ FREE_ON_RESUME = frozenset(
         "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
         "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
         "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm", "max-update-ratio",
+        "node-keys",
     }
 )  # fmt: skip
 _PACKAGES = ("torch", "flwr", "ray", "numpy", "transformers")
@@ -135,6 +137,7 @@ class _Session:
         self.loop: RoundLoop | None = None
         self.writer: CheckpointWriter | None = None
         self.begun = start is None
+        self.refused: set[str] = set()
 
     def run(self, build_model: ModelBuilder, learning_rate_at: LearningRate) -> None:
         config, directory = self.config, self.directory
@@ -145,7 +148,13 @@ class _Session:
             answer_timeout=config.round_timeout,
             seen=config.seen,
             unseen=config.unseen,
+            keys=NodeKeys(self.grid, config.node_keys, self._refused),
         )
+        if not (roster.simulated or config.node_keys):
+            logger.warning(
+                "The nodes' keys are not bound to groups: any registered node can say that it is "
+                "any group. docs/deploy.md says how to bind them (node-keys)."
+            )
         found = _found(config, roster)
         if self.start is not None:
             _check_same(directory, roster, config)
@@ -242,6 +251,14 @@ class _Session:
             self.loop.emit("run_finished", **fields)
         else:
             self.directory.append_event({"event": "run_finished", "time": time.time(), **fields})
+
+    def _refused(self, reason: str) -> None:
+        """Tell of a node that passes for another, once a run."""
+        logger.warning("Refused: %s", reason)
+        if self.begun and reason not in self.refused:
+            self.refused.add(reason)
+            event = {"event": "node_refused", "time": time.time(), "reason": reason}
+            self.directory.append_event(event)
 
     def _keep(self, roster: Roster) -> None:
         self.directory.update_run(**_found(self.config, roster))

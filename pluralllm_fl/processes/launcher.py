@@ -85,7 +85,7 @@ class PrivateSuperLink:
         traceback: TracebackType | None,
     ) -> None:
         # A second Ctrl-C must not cut the clean-up short: it is bounded anyway.
-        with _ignored_interrupts():
+        with ignored_interrupts():
             self._watchdog.stdin.close()  # type: ignore[union-attr]
             try:
                 self._watchdog.wait(CLOSE_SECONDS)
@@ -93,6 +93,8 @@ class PrivateSuperLink:
                 tree = psutil.Process(self._watchdog.pid).children(recursive=True)
                 self._watchdog.kill()
                 watchdog.end(set(tree))
+            if self._watchdog.returncode:  # killed, it guarded nobody any more
+                watchdog.end(_left_behind(self._folder))
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(
@@ -259,8 +261,19 @@ def last_lines(log: Path, count: int = 3) -> str:
     return "\n".join([line for line in lines if line][-count:])
 
 
+def _left_behind(folder: Path) -> set[psutil.Process]:
+    """Return all processes of one private SuperLink, wherever they hang in the process tree."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("FLWR_HOME") == str(folder):
+                found.add(process)
+    return found
+
+
 @contextlib.contextmanager
-def _ignored_interrupts() -> Iterator[None]:
+def ignored_interrupts() -> Iterator[None]:
+    """Let no signal cut short what takes a moment and must be done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -42,18 +42,23 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run_dir: Path) -> str:
     """Return the page's HTML."""
-    environment = jinja2.Environment(
+    return environment().get_template("template.html.j2").render(page(read_run(run_dir)))
+
+
+def environment() -> jinja2.Environment:
+    """Return what the templates of this folder are rendered with."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {
+    found.filters |= {
         "score": score, "signed": signed, "size": size, "duration": duration, "moment": moment,
         "setting": setting,
     }  # fmt: skip
-    return environment.get_template("template.html.j2").render(page(read_run(run_dir)))
+    return found
 
 
 def score(value: float | None, digits: int = 3) -> str:

@@ -207,7 +207,7 @@ def _read_optional(path: Path, run: Run) -> Json | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         run.notices.append(f"{path.name} cannot be read ({error}); this report does without it.")
         return None
     if not isinstance(content, dict):
@@ -224,7 +224,7 @@ def _read_events(path: Path, run: Run) -> Iterator[Json]:
     for line_number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             yield event
@@ -254,6 +254,8 @@ def _take_event(run: Run, event: Json) -> None:
             run.retried.append(event)
         case "node_joined" | "node_back" | "message_resent":
             run.movements.append(event)
+        case "node_refused":
+            run.notices.append(f"Refused: {event.get('reason')}")
         case "early_stopped":
             run.early_stop = event
         case "run_finished" if run.status == "running" and event.get("status"):

@@ -128,6 +128,9 @@ class RoundProgress:
     def _on_node_joined(self, event: Event) -> None:
         self.say(f"round {event['round']}: {event['group']} joined ({event['role']})")
 
+    def _on_node_refused(self, event: Event) -> None:
+        self._warn(f"refused: {event['reason']}")
+
     def _on_node_back(self, event: Event) -> None:
         self.say(f"round {event['round']}: {event['group']} is back")
 

@@ -40,7 +40,7 @@ class RunRecord:
     def from_json(cls, entries: Mapping[str, Any]) -> Self:
         """Take the entries that have a field, and of these what is of its kind."""
         kinds = {name: _kind(hint) for name, hint in get_type_hints(cls).items()}
-        # Before 0.1.0 the entry was flower-run.
+        # Earlier versions wrote flower-run.
         given = {name.replace("-", "_"): value for name, value in entries.items()}
         return cls(**{n: v for n, v in given.items() if n in kinds and isinstance(v, kinds[n])})
 

@@ -37,13 +37,16 @@ class Introduction:
     """What a node says of itself before round 1; counts are questions.
 
     `groups` and `supernodes` are those of a simulation, 0 in deployment. `embedding` and
-    `fingerprint` identify the language model and the data.
+    `fingerprint` identify the language model and the data; `device` and `dtype` are the device type
+    and number format in which that model computes.
     """
 
     group: str
     role: str
     dimension: int
     embedding: str
+    device: str
+    dtype: str
     groups: int
     supernodes: int
     fingerprint: str
@@ -66,7 +69,7 @@ class Introduction:
             If it is not an introduction.
         """
         values = {**content.config_records["roster"], **content.metric_records[METRICS]}
-        texts = {name: str(values[name]) for name in ("group", "role", "embedding", "fingerprint")}
+        texts = {name: str(values[name]) for name in _TEXTS}
         counts = {
             field.name: _count(values[key(field.name)]) for field in fields(cls)
             if field.name not in texts
@@ -76,6 +79,7 @@ class Introduction:
         return cls(**texts, **counts)  # type: ignore[arg-type]
 
 
+_TEXTS = ("group", "role", "embedding", "device", "dtype", "fingerprint")
 _COUNTS = ("questions", "train-questions")
 
 

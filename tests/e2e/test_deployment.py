@@ -6,7 +6,6 @@ permitted. The fixtures inject the faults; every test asserts what became of one
 """
 
 import contextlib
-import datetime
 import json
 import os
 import re
@@ -19,19 +18,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
-from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.deploy.certificates import Authority, certificate_pem
-from pluralllm_fl.deploy.check_data import check_embedding
-from pluralllm_fl.preferences import PreferenceDataset
+from tests.e2e.faults import (
+    CUT,
+    FULL,
+    KILLED,
+    LATE,
+    LEFT,
+    QUESTIONS,
+    STARVED,
+    TRAINING,
+    UNSEEN,
+    at_work,
+    dropped,
+    embed,
+    expired,
+    fill,
+    impersonate,
+    kill_server_app,
+    kill_superlink,
+    mount,
+    reboot,
+    starve,
+    survey,
+    told,
+)
 from tests.e2e.federation import Deployment, Unit, write_answers
 from tests.e2e.processes import started
 
@@ -42,24 +59,11 @@ pytestmark = [
         reason="nginx is not installed",
     ),
 ]
-
-KILLED, CUT, FULL, LEFT, STARVED = "Germany", "Nigeria", "Egypt", "Argentina", "Canada"
-TRAINING = [KILLED, CUT, FULL, LEFT, STARVED]
-UNSEEN, LATE = "Japan", "Brazil"
 ROUNDS = 5
 SETTINGS: dict[str, int] = {
     "num-server-rounds": ROUNDS, "local-steps": 5, "seed": 3,
     "question-features": 64, "width": 32, "feed-forward": 32,
 }  # fmt: skip
-QUESTIONS = 40
-
-
-def survey() -> PreferenceDataset:
-    """The real survey where it lies beside the repository, else a generated one."""
-    path = Path(__file__).parents[3] / "shared" / "data" / "global_opinions" / "global_opinions.csv"
-    if path.is_file():
-        return load_dataset(str(path))
-    return load_dataset("synthetic", synthetic=SyntheticSpec(groups=7, questions=QUESTIONS))
 
 
 @pytest.fixture(scope="module")
@@ -102,27 +106,11 @@ def federation(
             deployment.start_node(group)
         deployment.start_run()
         deployment.wait(lambda: deployment.status == "running", 120, "the run to look for nodes")
+        impersonate(deployment, LATE, TRAINING[-1])
         deployment.start_node(TRAINING[-1])
         deployment.wait(lambda: deployment.round >= 1, 300, "round 1")
         yield deployment
     assert not started(mark)
-
-
-def mount(folder: Path) -> Any:
-    """Give a folder a small disk; return what takes it away again."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        return lambda: None
-    return lambda: subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
-def embed(deployment: Deployment) -> None:
-    """Embed the questions on the first node, as check.sh does; the others get a copy."""
-    first, *others = (deployment.node(group) for group in (*TRAINING, UNSEEN, LATE))
-    (finding,) = check_embedding(first, load_dataset(str(first / "answers.jsonl")))
-    assert finding.status == "ok", finding.message
-    for other in others:
-        shutil.copytree(first / "state" / "embeddings", other / "state" / "embeddings")
 
 
 @pytest.fixture(scope="module")
@@ -159,43 +147,6 @@ def node_faults(federation: Deployment) -> Deployment:
     federation.wait(lambda: federation.round > start, 300, "the round to be completed after all")
     federation.wait(lambda: federation.events("node_joined"), 90, f"{LATE} to be taken in")
     return federation
-
-
-def starve(federation: Deployment, seconds: float) -> None:
-    """Kill what computes on a node, as the system does when memory runs out."""
-    process = federation.units[STARVED].process
-    assert process is not None
-    end, seen = time.monotonic() + seconds, dict[int, float]()
-    while time.monotonic() < end:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if "flwr-clientapp" in " ".join(child.cmdline()):
-                    began = seen.setdefault(child.pid, time.monotonic())
-                    if time.monotonic() - began > 1:
-                        child.kill()
-        time.sleep(0.2)
-
-
-def fill(path: Path) -> None:
-    with contextlib.suppress(OSError), path.open("wb") as file:
-        while True:
-            file.write(b"\0" * 4096)
-            file.flush()
-
-
-def at_work(federation: Deployment, group: str) -> bool:
-    """Whether a node has a training message that it has not answered."""
-    text = federation.units[group].text()
-    return text.count("Receiving: train message") > text.count("Sending: train message")
-
-
-def dropped(federation: Deployment, group: str) -> list[str]:
-    return [e["reason"] for e in federation.events("reply_dropped") if e["group"] == group]
-
-
-def told(federation: Deployment, event: str) -> set[str]:
-    """Return the groups that events of one kind are about."""
-    return {e["group"] for e in federation.events(event)}
 
 
 # -- nodes
@@ -248,6 +199,15 @@ def test_node_that_leaves_and_comes_back(node_faults: Deployment) -> None:
     assert LEFT in told(node_faults, "node_back")
 
 
+def test_a_key_does_not_pass_for_another_group_or_role(federation: Deployment) -> None:
+    named = f"The node with the key of '{LATE}' (evaluate) says it is '{TRAINING[-1]}' (train)."
+    (refused,) = federation.events("node_refused")
+    assert refused["reason"].startswith(named)
+    assert named in federation.units["run"].text()
+    groups = [node["group"] for node in federation.events("roster")[0]["nodes"]]
+    assert groups == sorted([*TRAINING, UNSEEN])
+
+
 def test_node_that_comes_late_is_taken_in(node_faults: Deployment) -> None:
     [joined] = node_faults.events("node_joined")
     assert (joined["group"], joined["role"]) == (LATE, "evaluate")
@@ -283,26 +243,6 @@ def server_faults(node_faults: Deployment) -> Deployment:
     federation.wait(report.is_file, 300, "the run to be completed and reported")
     federation.units["resume"].stop()
     return federation
-
-
-def kill_server_app(federation: Deployment) -> None:
-    process = federation.server_app()
-    assert process is not None
-    process.kill()
-
-
-def kill_superlink(federation: Deployment) -> None:
-    federation.units["superlink"].kill()
-
-
-def reboot(federation: Deployment) -> None:
-    for name in ("run", "superlink", "gateway"):
-        federation.units[name].stop(signal.SIGKILL)
-    assert not federation.listens()
-    for name in ("superlink", "gateway"):
-        federation.units[name].start()
-    # Not run.sh again, but the other way to go on.
-    federation.unit("resume", "server", "pluralllm", "resume", federation.run).start()
 
 
 def test_run_is_resumed_after_each_fault_of_the_server(server_faults: Deployment) -> None:
@@ -418,15 +358,3 @@ def test_expired_certificate_is_refused_and_explained(server_faults: Deployment)
     done = federation.call(UNSEEN, federation.node(UNSEEN) / "check.sh")
     assert done.returncode == 1
     assert "expired" in done.stdout, done.stdout + done.stderr
-
-
-def expired(pem: bytes, authority: EllipticCurvePrivateKey) -> x509.Certificate:
-    """Return the same certificate but for its dates: it ended yesterday."""
-    old = x509.load_pem_x509_certificate(pem)
-    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    builder = x509.CertificateBuilder(
-        issuer_name=old.issuer, subject_name=old.subject, public_key=old.public_key(),
-        serial_number=x509.random_serial_number(), not_valid_before=past - datetime.timedelta(9),
-        not_valid_after=past, extensions=list(old.extensions),
-    )  # fmt: skip
-    return builder.sign(authority, hashes.SHA256())

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pluralllm_fl.cli.simulate import _Simulation
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import FederationError
+from pluralllm_fl.formats import toml
 from pluralllm_fl.processes import launcher
 from pluralllm_fl.processes.launcher import PrivateSuperLink, last_lines
 from tests.e2e.flower import ROOT
@@ -231,6 +235,49 @@ def test_app_that_flower_refuses(app: Path, tmp_path: Path, mark: str) -> None:
             app, {}, supernodes=3, gpus=0.0, log=tmp_path / "flower.log", tick=lambda: False
         )
     assert started(mark) == []
+
+
+FINISHED = """
+import json, time
+from pathlib import Path
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    run = Path(context.run_config["output-dir"]) / context.run_config["run-name"]
+    run.mkdir()
+    event = {"event": "run_finished", "time": time.time(), "status": "completed", "error": None}
+    (run / "metrics.jsonl").write_text(json.dumps(event) + "\\n")
+    time.sleep(300)
+"""
+
+
+def test_a_completed_run_stays_so_if_the_watchdog_is_killed(
+    app: Path, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With a tracker the run is watched for longer than its results take.
+    config = RunConfig.default(
+        {"output-dir": str(tmp_path), "run-name": "run", "trackers": "tensorboard"}
+    )
+    keys = toml(config.to_run_config())
+    (app / "pyproject.toml").write_text(PYPROJECT.replace('behaviour = ""\nmarker = ""\n', keys))
+    (app / "server_app.py").write_text(FINISHED)
+    # By its dictionary: the name of the module is that of the command in its package.
+    monkeypatch.setitem(_Simulation._follow.__globals__, "app_directory", lambda: app)
+    with PrivateSuperLink(threads=1) as superlink:
+
+        def kill() -> None:
+            until((tmp_path / "run" / "metrics.jsonl").exists, 90)
+            time.sleep(1)
+            superlink._watchdog.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        outcome = _Simulation(config, 0.0, verbose=False)._follow(superlink, 3)
+        killer.join()
+    assert outcome.status == "completed"
+    assert until(lambda: not started(mark), 5), started(mark)
 
 
 def test_taken_port_is_chosen_again(

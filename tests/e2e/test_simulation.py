@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -107,6 +108,8 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, module_mark: str) -> I
         lambda: list(output.glob("*/checkpoints/round-0001")) or process.poll() is not None, 250
     )
     process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # who sends two at once does not cut the clean-up short
     text = process.communicate(timeout=60)[0]
     assert saved, text
     run = only_run(output)
@@ -243,6 +246,27 @@ def test_resumed_run_has_the_bits_of_an_undisturbed_flwr_run(run: Path, tmp_path
     found = only_run(tmp_path / "flwr")
     assert (found / "model" / "model.safetensors").read_bytes() == weights
     assert read(found / "summary.json")["unseen"] == read(run / "summary.json")["unseen"]
+
+
+def test_a_reader_that_leaves_ends_the_run_with_a_word(
+    run: Path, tmp_path: Path, mark: str
+) -> None:
+    assert run.is_dir()  # its options are embedded
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "simulation.py"), "--output-dir", str(tmp_path), *ASSIGNMENTS],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while not process.stdout.readline().startswith("output"):
+        pass
+    process.stdout.close()
+    with process.stderr as errors:
+        said = errors.read()
+    assert process.wait(60) == 130
+    assert said.startswith("Interrupted: nobody reads the output any more (as after `| head`).")
+    assert "Traceback" not in said
+    assert started(mark) == []
 
 
 def test_failed_run_says_why_and_leaves_nothing_running(tmp_path: Path, mark: str) -> None:

@@ -212,6 +212,8 @@ def tiny_app(
             role="evaluate" if group in unseen else "train",
             dimension=3,
             embedding="tiny",
+            device="cpu",
+            dtype="float32",
             groups=len(groups),
             supernodes=int(context.node_config["num-partitions"]),
             fingerprint=f"data of {group}",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -112,7 +113,9 @@ def test_no_training_node(tmp_path: Path) -> None:
         tiny_run(tiny_config(tmp_path), grid=grid)
 
 
-@pytest.mark.parametrize(("key", "value"), [("dimension", 7), ("embedding", "other")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("dimension", 7), ("embedding", "other"), ("dtype", "bfloat16")]
+)
 def test_embeddings_must_agree(tmp_path: Path, key: str, value: int | str) -> None:
     def change(reply: Message, partition: int) -> Message:
         if partition == 1:
@@ -121,6 +124,18 @@ def test_embeddings_must_agree(tmp_path: Path, key: str, value: int | str) -> No
 
     with pytest.raises(FederationError, match="same embedding-model and version"):
         tiny_run(tiny_config(tmp_path), fault=on_query(change))  # type: ignore[arg-type]
+
+
+def test_other_devices_are_told_and_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def change(reply: Message, partition: int) -> Message:
+        if partition == 1:
+            reply.content["roster"]["device"] = "cuda"
+        return reply
+
+    with caplog.at_level(logging.WARNING, logger="flwr.pluralllm_fl"):
+        run = tiny_run(tiny_config(tmp_path, num_server_rounds=1), fault=on_query(change))  # type: ignore[arg-type]
+    assert re.search(r"different devices \(cpu: \w+, cuda: Drusselstein\)", caplog.text)
+    assert events(run)[-1]["status"] == "completed"
 
 
 def test_a_nodes_reason_reaches_the_user(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def test_nobody_builds_on_a_leaf() -> None:
 
 
 @pytest.mark.parametrize(("library", "rooms"), [
-    ("flwr", FLOWER), ("ray", set()), ("transformers", {"embedding"}), ("datasets", {"datasets"}),
+    ("flwr", FLOWER), ("ray", set()), ("transformers", {"embedding", "alignment"}),
+    ("datasets", {"datasets", "alignment"}), ("trl", {"alignment"}), ("peft", {"alignment"}),
     ("typer", {"cli"}), ("jinja2", {"report", "deploy"}),
 ])  # fmt: skip
 def test_libraries_stay_in_their_rooms(library: str, rooms: set[str]) -> None:

@@ -11,7 +11,7 @@ from pluralllm_fl.cli.bench import SCRIPTS
 
 MODULE = sys.modules["pluralllm_fl.cli.bench"]  # the package names the command so, too
 
-DATA = ("--dataset", "a.csv", "--survey", "b.jsonl", "--dialogues", "c.jsonl")
+DATA = ("--dataset", "a.csv", "--survey", "b.jsonl", "--dialogues", "c.jsonl", "--policy", "d")
 ECHO = """
 import pathlib, sys
 me = pathlib.Path(__file__)
@@ -45,7 +45,7 @@ def test_a_benchmark_gets_its_options_as_they_are(source_tree: Path) -> None:
 def test_all_runs_every_script_in_order_with_the_options_that_it_takes(source_tree: Path) -> None:
     code, said = bench(
         "all", "--dataset", "a.csv", "--survey=b.jsonl", "--dialogues", "c.jsonl", "--seeds", "2",
-        "--models", "x=1", "y=2",
+        "--models", "x=1", "y=2", "--policy", "d",
     )  # fmt: skip
     assert code == 0
     calls = (source_tree / "calls").read_text().splitlines()
@@ -56,6 +56,7 @@ def test_all_runs_every_script_in_order_with_the_options_that_it_takes(source_tr
     assert held["transfer"] == ["--dataset", "a.csv", "--seeds", "2", "--survey", "b.jsonl"]
     assert held["dialogues"] == ["--dialogues", "c.jsonl", "--seeds", "2"]
     assert held["demo"] == ["--seeds", "2"]
+    assert held["align"] == ["--dataset", "a.csv", "--policy", "d", "--seeds", "2"]
     assert held["embedders"][-3:] == ["--models", "x=1", "y=2"]
     assert all(name in said for name in SCRIPTS)
 
@@ -80,6 +81,7 @@ def test_the_exit_code_is_the_scripts(source_tree: Path) -> None:
         (("all", *DATA[2:]), 2, "needs --dataset"),
         (("all", *DATA[:2], *DATA[4:]), 2, "needs --survey"),
         (("all", *DATA[:4]), 2, "needs --dialogues"),
+        (("all", *DATA[:6]), 2, "needs --policy"),
         (("all", "--datset", "a.csv"), 2, "Did you mean '--dataset'?"),
         (("all", "a.csv"), 2, "options only"),
     ],

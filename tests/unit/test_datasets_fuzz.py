@@ -137,13 +137,13 @@ def test_arbitrary_lines(content: bytes) -> None:
     check_lines(content)
 
 
-@examples(1500)
+@examples(1000)
 @given(values)
 def test_arbitrary_json(value: Any) -> None:
     check_lines(json.dumps(value).encode())
 
 
-@examples(2500)
+@examples(1500)
 @given(st.lists(st.tuples(near_valid, mutations | st.just({})), max_size=3))
 def test_near_valid_rows(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     lines = [json.dumps({**row, **mutation}) for row, mutation in rows]
@@ -183,7 +183,7 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-@examples(1500)
+@examples(1000)
 @given(st.lists(near_valid, min_size=1, max_size=4), st.integers(0, 400), st.binary(max_size=3))
 def test_damaged_csv(rows: list[dict[str, Any]], position: int, damage: bytes) -> None:
     content = csv_text(rows).encode(errors="replace")
@@ -226,7 +226,7 @@ _selections = st.one_of(
 )
 
 
-@examples(1500)
+@examples(1000)
 @given(_selections, st.sampled_from(["['a', 'b']", "['a', \"b's\", 3]", "[", "('a', 'b')"]))
 def test_selections_text(selections: str, options: str) -> None:
     row = {"question": "q?", "selections": selections, "options": options}

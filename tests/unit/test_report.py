@@ -150,12 +150,13 @@ def test_torn_and_odd_lines_are_skipped_and_counted(tmp_path: Path) -> None:
         b'{"event": "evaluation", "round": 4, "seen": {"by_group": {"Egypt": "x"}}}',
         b'{"event": "round_retried"}',
         b"\xff\xfe",
+        b"[" * 10**5,
         b'{"event": "round", "round": 5, "tra',
     ]
     with (run_dir / "metrics.jsonl").open("ab") as file:
         file.write(b"\n".join(odd))
     page = report_of(run_dir)
-    assert "metrics.jsonl: skipped what cannot be read (3 in all: line " in page.text
+    assert "metrics.jsonl: skipped what cannot be read (4 in all: line " in page.text
 
 
 def test_without_summary_the_last_evaluation_is_shown(tmp_path: Path) -> None:
@@ -207,9 +208,14 @@ def test_damaged_optional_files_are_named(tmp_path: Path) -> None:
     page = report_of(run_dir)
     assert "summary.json cannot be read" in page.text
     assert "diagnostics.json does not hold a JSON object" in page.text
+    (run_dir / "summary.json").write_text('{"seen": ' * 10**5)
+    assert "summary.json cannot be read" in report_of(run_dir).text
 
 
-@pytest.mark.parametrize("content", [None, "", '{"schema": 1', "[]", '{"schema": 2}', "{}"])
+@pytest.mark.parametrize(
+    "content", [None, "", '{"schema": 1', "[]", '{"schema": 2}', "{}", "[" * 10**5],
+    ids=lambda content: str(content)[:12],
+)  # fmt: skip
 def test_run_json_missing_or_damaged(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)

@@ -1,16 +1,22 @@
 """What the rewards optimise: exact gradients by enumeration, and policies that are tables."""
 
+import dataclasses
+from collections.abc import Iterable
 from itertools import product
 from typing import cast
 
 import numpy as np
 import pytest
 
+from pluralllm_fl.alignment.best_of_n import pick_distribution
 from pluralllm_fl.arrays import FloatArray
+from pluralllm_fl.evaluation.baselines import federated
+from pluralllm_fl.evaluation.scores import context_and_targets, predict_targets
 from pluralllm_fl.inference import ConditionedGroup
 from pluralllm_fl.metrics import alignment
 from pluralllm_fl.preferences import Question
 from pluralllm_fl.reward import Mode, PluralisticReward
+from tests.survey import CONFIG, UNSEEN, survey
 
 TABLE = {
     "Tea?": np.array([0.55, 0.3, 0.15]),
@@ -31,8 +37,13 @@ class Known:
         return [np.log(self.table[question.text.split("#")[0]]) for question in questions]
 
 
-def rewards(mode: Mode, prompts: list[str], completions: list[str], sizes: list[int]) -> FloatArray:
-    group = cast(ConditionedGroup, Known(TABLE))
+Table = dict[str, FloatArray]
+
+
+def rewards(
+    mode: Mode, prompts: list[str], completions: list[str], sizes: list[int], table: Table = TABLE
+) -> FloatArray:
+    group = cast(ConditionedGroup, Known(table))
     options = [[f"option {i}" for i in range(size)] for size in sizes]
     found = PluralisticReward({"A": group}, mode)(
         prompts, completions, group=["A"] * len(prompts), options=options
@@ -71,20 +82,22 @@ def test_a_mean_baseline_moves_the_optimum_as_documented() -> None:
 
 
 def train(
-    mode: Mode, *, exponent: bool = False, entropy: float = 0.0, steps: int = 400, n: int = 32
-) -> list[FloatArray]:
+    mode: Mode, *, exponent: bool = False, entropy: float = 0.0, steps: int = 400, n: int = 32,
+    table: Table = TABLE,
+) -> list[FloatArray]:  # fmt: skip
     """Policy gradient on a table of logits: one row a prompt, n completions a step."""
     rng = np.random.default_rng(0)
-    logits = [np.zeros(len(p)) for p in TABLE.values()]
+    logits = [np.zeros(len(p)) for p in table.values()]
     for step in range(steps):
         policies = [np.exp(x) / np.exp(x).sum() for x in logits]
         taken = [rng.choice(len(p), n, p=p) for p in policies]
         r = rewards(
             mode,
-            [text for text in TABLE for _ in range(n)],
+            [text for text in table for _ in range(n)],
             [f"option {o}" for row in taken for o in row],
             [len(p) for p in policies for _ in range(n)],
-        ).reshape(len(TABLE), n)
+            table,
+        ).reshape(len(table), n)
         if mode == "likelihood":
             r = np.exp(r) if exponent else r
             own = [np.log(p)[o] for p, o in zip(policies, taken, strict=True)]
@@ -97,10 +110,10 @@ def train(
     return [np.exp(x) / np.exp(x).sum() for x in logits]
 
 
-def mean_alignment(policies: list[FloatArray]) -> float:
-    number = np.repeat(np.arange(len(TABLE)), [len(p) for p in policies])
-    target = np.concatenate(list(TABLE.values()))
-    return float(alignment(np.concatenate(policies), target, number).mean())
+def mean_alignment(policies: Iterable[FloatArray], table: Table = TABLE) -> float:
+    number = np.repeat(np.arange(len(table)), [len(p) for p in table.values()])
+    target = np.concatenate(list(table.values()))
+    return float(alignment(np.concatenate(list(policies)), target, number).mean())
 
 
 def test_the_deficit_reaches_the_distribution() -> None:
@@ -119,3 +132,53 @@ def test_plain_likelihood_collapses_on_the_most_popular_answer(exponent: bool) -
 def test_likelihood_with_an_entropy_bonus_of_one_reaches_the_distribution() -> None:
     """At the optimum every reward is 0: log p and the entropy cancel."""
     assert mean_alignment(train("likelihood", entropy=1.0)) >= 0.98
+
+
+@pytest.fixture(scope="module")
+def predicted_and_true() -> tuple[Table, Table]:
+    """What a trained predictor says of an unseen group's other answers, and these answers."""
+    workspace = survey()
+    table = workspace.table(UNSEEN[0])
+    config = dataclasses.replace(CONFIG, num_server_rounds=10, local_steps=10)
+    predictor = federated(workspace, config, lambda *_: None)
+    found = predict_targets(predictor, table, *context_and_targets(table, "train", 8, 0))
+    ends = np.cumsum(np.bincount(found.question))[:-1]
+    texts = [table.questions[i].text for i in found.index]
+    predicted, true = (
+        dict(zip(texts, np.split(values, ends), strict=True))
+        for values in (found.predicted, found.true)
+    )
+    return predicted, true
+
+
+def agreement(policies: Iterable[FloatArray], true: Table) -> float:
+    """Share of the group that gives the policy's answer, mean over questions."""
+    return float(np.mean([p @ q for p, q in zip(policies, true.values(), strict=True)]))
+
+
+@pytest.mark.parametrize("reward", ["deficit", "log p + entropy"])
+def test_distribution_rewards_reach_the_predictors_own_alignment(
+    reward: str, predicted_and_true: tuple[Table, Table]
+) -> None:
+    predicted, true = predicted_and_true
+    own = mean_alignment(predicted.values(), true)
+    assert mean_alignment([np.full(len(p), 1 / len(p)) for p in true.values()], true) < own - 0.02
+    if reward == "deficit":
+        policies = train("deficit", table=predicted, steps=120)
+    else:
+        policies = train("likelihood", entropy=1.0, table=predicted, steps=120)
+    assert mean_alignment(policies, predicted) >= 0.95
+    assert mean_alignment(policies, true) >= 0.98 * own
+
+
+def test_agreement_collapses_on_the_mode_and_serves_more_of_the_group(
+    predicted_and_true: tuple[Table, Table],
+) -> None:
+    """Best of 64 of a uniform policy: one answer for the group, far from its distribution."""
+    predicted, true = predicted_and_true
+    own = mean_alignment(predicted.values(), true)
+    picks = [pick_distribution(np.full(len(p), 1.0), p, 64) for p in predicted.values()]
+    for pick, p in zip(picks, predicted.values(), strict=True):
+        assert pick[p.argmax()] > 0.99
+    assert mean_alignment(picks, true) < 0.9 * own
+    assert agreement(picks, true) > agreement(predicted.values(), true) + 0.02
