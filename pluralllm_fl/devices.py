@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import os
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pluralllm_fl.errors import ConfigError
@@ -54,6 +56,34 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+_threads_lock = threading.Lock()
+_threads: list[int] = []  # the caller's number, then that of every `torch_threads` that is open
+
+
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads, then with as many as before.
+
+    The number is one for the whole process, so what other threads of the caller compute meanwhile
+    has it too; when the last block is left, in whatever order, the caller's is back.
+    """
+    import torch
+
+    with _threads_lock:
+        if not _threads:
+            _threads.append(torch.get_num_threads())
+        _threads.append(number)
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        with _threads_lock:
+            del _threads[-1 - _threads[::-1].index(number)]
+            torch.set_num_threads(_threads[-1])
+            if len(_threads) == 1:
+                _threads.clear()
 
 
 def release_memory() -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,11 @@ Role = Literal["train", "evaluate"]
 def _digest(*parts: str) -> str:
     """Hash text parts so that no two different tuples of parts share a hash input."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+
+
+@lru_cache(maxsize=2**14)  # a reward asks the same questions again and again
+def _question_id(text: str, options: tuple[str, ...]) -> str:
+    return _digest(text, *options)[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Question:
     @property
     def id(self) -> str:
         """Stable 16-hex-digit identity of text and options (in their order)."""
-        return _digest(self.text, *self.options)[:16]
+        return _question_id(self.text, self.options)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,57 @@
 """A trained predictor as a reward function, with the signature that TRL's trainers call.
 
->>> spain = pluralist.fit("answers.jsonl", group="Spain")
+>>> from pluralllm_fl import Pluralist
+>>> pluralist = Pluralist.from_pretrained("runs/my-run")
+>>> spain = pluralist.fit({("Do you like rain?", ("Yes", "No")): (0.3, 0.7)})
 >>> reward = PluralisticReward({"Spain": spain}, mode="likelihood")
->>> reward(["Tea?", "Tea?"], ["Yes", "B"], group=["Spain"] * 2, options=[["Yes", "No"]] * 2)
-[-0.51, -0.92]
+>>> found = reward(["Tea?"] * 2, ["Yes", "B"], group=["Spain"] * 2, options=[["Yes", "No"]] * 2)
+>>> all(log_p < 0 for log_p in found)
+True
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
-from pluralllm_fl.alignment.matching import nearest_options, spoken, stated_option
 from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.datasets.answers import asked
+from pluralllm_fl.datasets.completions import quoted_option, spoken, stated_option
+from pluralllm_fl.embedding import TextEmbedder
+from pluralllm_fl.embedding.nearest import nearest_options
 from pluralllm_fl.errors import ConfigError, nearest
-from pluralllm_fl.inference import ConditionedGroup
 from pluralllm_fl.preferences import Question
 
 Mode = Literal["likelihood", "deficit", "centred"]
+
+
+class Reader(Protocol):
+    """What embeds texts: a `Pluralist`."""
+
+    @property
+    def embedder(self) -> TextEmbedder:
+        """The language model."""
+        ...
+
+
+class Group(Protocol):
+    """What rewards: a `ConditionedGroup`."""
+
+    @property
+    def answers(self) -> int:
+        """How many questions the group answered."""
+        ...
+
+    @property
+    def pluralist(self) -> Reader:
+        """What read them."""
+        ...
+
+    def predict_log_proba(self, questions: Sequence[Question]) -> list[FloatArray]:
+        """Return the logarithms of the distributions over the options of questions."""
+        ...
 
 
 class Row(NamedTuple):
@@ -45,7 +76,7 @@ class PluralisticReward:
     Parameters
     ----------
     groups : mapping of str to ConditionedGroup
-        The groups that the column `group` can name.
+        The groups that the column `group` can name; of one alone the column may be left out.
     mode : {"likelihood", "deficit", "centred"}
         `likelihood`, `deficit` or `centred` of this module: each says what it optimises.
     unmatched : float or None, default None
@@ -53,16 +84,18 @@ class PluralisticReward:
         nor punishes it (beside other reward functions it counts as 0, more than any log p): give a
         penalty where the policy can write anything.
     nearest : bool, default False
-        Read a completion that is none of the options as the option whose embedding is nearest
-        (`alignment.matching.nearest_options`).
+        Read a completion that is none of the options as the only option whose words it contains
+        (`datasets.completions.quoted_option`), else as the one whose embedding is nearest
+        (`embedding.nearest.nearest_options`). So the wording of an answer takes no part in its
+        reward.
 
     Notes
     -----
     A completion is read as an option by its exact text, else by its letter (A, B, …), see
-    `alignment.matching.stated_option`. In mode ``centred`` it need not be an option.
+    `datasets.completions.stated_option`. In mode ``centred`` it need not be an option.
     """
 
-    groups: Mapping[str, ConditionedGroup]
+    groups: Mapping[str, Group]
     mode: Mode = "likelihood"
     unmatched: float | None = None
     nearest: bool = False
@@ -94,7 +127,7 @@ class PluralisticReward:
         prompts, completions : sequence of length n
             Texts, or conversations as lists of ``{"role", "content"}``.
         group : sequence of str or None
-            Whose reward each completion gets; None: nobody's.
+            Whose reward each completion gets; None: nobody's. Needed where there are several.
         options : sequence of lists of str
             The answers that each prompt offers; in mode ``centred`` those to compare with.
         question : sequence, optional
@@ -111,6 +144,8 @@ class PluralisticReward:
             For an unknown group, missing columns or options that are no list of distinct texts.
         """
         n = len(prompts)
+        if group is None and len(self.groups) == 1:
+            group = [*self.groups] * n
         cells = zip(
             column("group", group, n),
             prompts,
@@ -119,8 +154,9 @@ class PluralisticReward:
             column("completions", completions, n),
             strict=True,
         )
+        known: dict[Hashable, Question] = {}  # the completions of a prompt share a question
         rows = [
-            self._row(place, name, *rest)
+            self._row(known, place, name, *rest)
             for place, (name, *rest) in enumerate(cells)
             if name is not None and self._group(name).answers
         ]
@@ -130,7 +166,7 @@ class PluralisticReward:
             found[row.place] = self.unmatched if reward is None else reward
         return found
 
-    def _group(self, name: str) -> ConditionedGroup:
+    def _group(self, name: str) -> Group:
         if name not in self.groups:
             known = "; ".join(self.groups)
             raise ConfigError(
@@ -139,21 +175,32 @@ class PluralisticReward:
         return self.groups[name]
 
     def _row(
-        self, place: int, group: str, prompt: Any, text: Any, options: Any, completion: Any
-    ) -> Row:
-        question, said = asked((text, options)), spoken(completion)
+        self, known: dict[Hashable, Question], place: int, group: str, prompt: Any, text: Any,
+        options: Any, completion: Any,
+    ) -> Row:  # fmt: skip
+        key = repr((text, options))
+        if key not in known:
+            known[key] = asked((text, options))
+        question, said = known[key], spoken(completion)
         choice = stated_option(said, question.options)
         return Row(place, group, repr(prompt), question, said, choice)
 
     def _matched(self, rows: list[Row]) -> list[Row]:
-        """Give rows that are no option the nearest one, if that is asked for."""
-        free = [i for i, row in enumerate(rows) if row.choice is None and row.completion]
-        if not (self.nearest and free):
+        """Give rows that are no option the one that they quote or are nearest to, if asked for."""
+        if not self.nearest:
             return rows
-        pluralist = next(iter(self.groups.values())).pluralist
-        pairs = [(rows[i].question, rows[i].completion) for i in free]
-        rows = list(rows)
-        for i, choice in zip(free, nearest_options(pluralist, pairs), strict=True):
+        rows = [
+            row._replace(choice=quoted_option(row.completion, row.question.options))
+            if row.choice is None
+            else row
+            for row in rows
+        ]
+        unread = [i for i, row in enumerate(rows) if row.choice is None and row.completion]
+        if not unread:
+            return rows
+        embedder = next(iter(self.groups.values())).pluralist.embedder
+        pairs = [(rows[i].question, rows[i].completion) for i in unread]
+        for i, choice in zip(unread, nearest_options(embedder, pairs), strict=True):
             rows[i] = rows[i]._replace(choice=choice)
         return rows
 
@@ -175,7 +222,7 @@ def column(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
     return values
 
 
-def likelihood(groups: Mapping[str, ConditionedGroup], rows: Sequence[Row]) -> list[float | None]:
+def likelihood(groups: Mapping[str, Group], rows: Sequence[Row]) -> list[float | None]:
     """Reward ``log p[o]``, p the group's predicted distribution over the options, o the one given.
 
     Alone it optimises agreement: the policy collapses on the most popular option. With an entropy
@@ -189,7 +236,7 @@ def likelihood(groups: Mapping[str, ConditionedGroup], rows: Sequence[Row]) -> l
     ]
 
 
-def deficit(groups: Mapping[str, ConditionedGroup], rows: Sequence[Row]) -> list[float | None]:
+def deficit(groups: Mapping[str, Group], rows: Sequence[Row]) -> list[float | None]:
     """Reward ``p[o] − share of o among the other completions of the same prompt and group``.
 
     It optimises the Brier score: its policy gradient without a baseline is an unbiased estimate of
@@ -220,7 +267,7 @@ def deficit(groups: Mapping[str, ConditionedGroup], rows: Sequence[Row]) -> list
     return found
 
 
-def centred(groups: Mapping[str, ConditionedGroup], rows: Sequence[Row]) -> list[float | None]:
+def centred(groups: Mapping[str, Group], rows: Sequence[Row]) -> list[float | None]:
     """Reward the completion's logit minus ``log mean exp`` of the logits of the row's options.
 
     It optimises preference over a fixed reference set, for texts that are no options: logits have
@@ -247,7 +294,7 @@ def _with_completion(row: Row) -> Question:
 
 
 def _log_probability(
-    groups: Mapping[str, ConditionedGroup], pairs: Sequence[tuple[str, Question]]
+    groups: Mapping[str, Group], pairs: Sequence[tuple[str, Question]]
 ) -> list[FloatArray]:
     """Predict each (group, question) once, a group's questions in one pass."""
     wanted: defaultdict[str, dict[Question, None]] = defaultdict(dict)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
 
-from pluralllm_fl.alignment.matching import stated_option
 from pluralllm_fl.alignment.policy import Policy
 from pluralllm_fl.alignment.prompts import Prompts
 from pluralllm_fl.arrays import FloatArray, IntArray
+from pluralllm_fl.datasets.completions import stated_option
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import Question
 

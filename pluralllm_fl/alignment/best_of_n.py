@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from pluralllm_fl.alignment.answering import write
-from pluralllm_fl.alignment.matching import stated_option
 from pluralllm_fl.alignment.policy import Policy
 from pluralllm_fl.alignment.prompts import Prompts
 from pluralllm_fl.arrays import FloatArray
+from pluralllm_fl.datasets.completions import stated_option
 from pluralllm_fl.datasets.fields import BadRow, options_of, text_of
 from pluralllm_fl.datasets.files import open_rows
 from pluralllm_fl.errors import ConfigError, DatasetError

@@ -20,6 +20,8 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "convergence": _QUALITY,
     "context_size": (),
     "speed": ("--dataset",),
+    "api": ("--dataset",),
+    "style": ("--dataset",),
     "scale": (),
     "transfer": (*_QUALITY, "--survey"),
     "ablation": _QUALITY,

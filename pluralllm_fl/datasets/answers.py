@@ -1,24 +1,41 @@
 """Questions as they are asked, and a group's answers as they are handed over."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pluralllm_fl.arrays import BoolArray, FloatArray
 from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.datasets.collect import Collector
 from pluralllm_fl.datasets.fields import BadRow, options_of, text_of
+from pluralllm_fl.datasets.files import table_rows
 from pluralllm_fl.errors import ConfigError, nearest
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
 
 Key = tuple[str, tuple[str, ...]]  # a question's text and its options
 Asked = Question | tuple[str, Sequence[str]]
-Answers = Mapping[Key, Sequence[float]] | Sequence[Mapping[str, Any]] | str | Path
 Offered = Mapping[Key, Sequence[str]]
 
-_FORMS = "{(question, options): distribution}, a list of rows as dicts, or a path"
+
+@runtime_checkable
+class Table(Protocol):
+    """A table of pandas, polars, pyarrow, DuckDB, …: whatever hands out Arrow data."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return an Arrow C stream."""
+        ...
+
+
+Answers = Mapping[Key, Sequence[float]] | Sequence[Mapping[str, Any]] | Table | str | Path
+_FORMS = (
+    "{(question, options): distribution or counts}, a list of rows as dicts, a table of pandas, "
+    "polars or Arrow, or a path"
+)
 NAMELESS = "the group"  # of rows without a column `group`
 
 
@@ -40,6 +57,14 @@ def asked(question: Asked) -> Question:
         raise ConfigError(
             f"The options of a question are a list of texts, not one text: {options!r:.80}."
         )
+    listed = tuple(options)
+    if all(type(part) is str for part in (text, *listed)):
+        return _read(text, listed)
+    return _read.__wrapped__(text, listed)
+
+
+@lru_cache(maxsize=2**14)  # of texts alone: 1 and True are the same key, and not the same option
+def _read(text: Any, options: tuple[Any, ...]) -> Question:
     try:
         listed = options_of({"options": list(options)}, "options")
         return Question(text_of({"question": text}, "question", chat=True), listed)
@@ -89,47 +114,74 @@ def read_answers(
         return _from_mapping(answers, offered or {})
     if isinstance(answers, str | Path):
         return one_group(load_dataset(str(answers)), group)
-    if not isinstance(answers, Sequence):
+    if isinstance(answers, Table):
+        rows: Iterable[Any] = _table(answers)
+    elif isinstance(answers, Sequence):
+        rows = enumerate(answers, start=1)
+    else:
+        raise ConfigError(f"Answers are {_FORMS}, not {type(answers).__name__}.")
+    listed = list(rows)
+    return one_group(_from_rows(listed), group) if listed else GroupPreferences(NAMELESS, {})
+
+
+def _table(answers: Table) -> Iterable[Any]:
+    try:
+        return table_rows(pa.table(answers))
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200]
         raise ConfigError(
-            f"Answers are {_FORMS}, not {type(answers).__name__}. Of a table give the rows: "
-            "df.to_dict('records') or table.to_pylist()."
-        )
-    return one_group(_from_rows(answers), group) if answers else GroupPreferences(NAMELESS, {})
+            f"The table cannot be read ({reason}). Every column needs one type: lists in each cell "
+            "of options, distribution and counts."
+        ) from None
 
 
 def _from_mapping(answers: Mapping[Key, Sequence[float]], offered: Offered) -> GroupPreferences:
-    found, masks = {}, {}
+    found, masks, people = {}, {}, {}
     for key, values in answers.items():
         question = asked(key)
-        shares = _shares(question, values)
-        found[question] = shares / shares.sum()
+        given = _numbers(question, values)
+        total = given.sum()
+        found[question] = given / total
+        if given.dtype.kind in "iu" and total > 1:
+            people[question] = float(total)
         if key in offered:
-            masks[question] = offered_mask(question, offered[key], shares)
+            masks[question] = offered_mask(question, offered[key], found[question])
     if unknown := [key for key in offered if key not in answers]:
         raise ConfigError(f"Options are offered of a question without an answer: {unknown[0]}.")
-    return GroupPreferences(NAMELESS, found, offered=masks)
+    return GroupPreferences(NAMELESS, found, people, masks)
 
 
-def _shares(question: Question, values: Sequence[float]) -> FloatArray:
+def _numbers(question: Question, values: Sequence[float]) -> NDArray[Any]:
+    """Read probabilities, or counts: whole numbers, by their type, of more than one person.
+
+    Whole numbers that sum to 1 are the same shares in both readings.
+    """
     try:
-        p = np.asarray(values, dtype=np.float64)
+        p = np.asarray(values)
+        fits = (
+            p.shape == (len(question.options),) and p.dtype.kind in "iuf" and bool((p >= 0).all())
+        )
     except (TypeError, ValueError):
-        p = np.zeros(0)
-    fits = p.shape == (len(question.options),) and bool((p >= 0).all())
-    if not fits or not np.isclose(p.sum(), 1, atol=0.01):
+        fits = False
+    total = p.sum() if fits else 0.0
+    if not (fits and (abs(total - 1) <= 0.01 or (p.dtype.kind in "iu" and total > 1))):
         raise ConfigError(
             f"The answer to '{question.text}' must be {len(question.options)} "
-            f"probabilities that sum to 1, not {values}."
+            f"probabilities that sum to 1, or counts as whole numbers (int), not {values}."
         )
     return p
 
 
-def _from_rows(rows: Iterable[Any]) -> PreferenceDataset:
+def _from_rows(rows: Iterable[tuple[int, Any]]) -> PreferenceDataset:
     collector = Collector("The answers", "row ", raise_on_bad=True)
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping):
+    for number, row in rows:
+        if isinstance(row, BadRow):
+            collector.add_all([(number, row)])
+        elif isinstance(row, Mapping):
+            named = {"group": NAMELESS, **row}
+            collector.add_all([(number, named)])
+        else:
             raise ConfigError(f"Answers are {_FORMS}; row {number} is {row!r:.80}.")
-        collector.add_all([(number, {"group": NAMELESS, **row})])
     return collector.dataset("answers")
 
 

@@ -201,6 +201,12 @@ def _parquet(path: Path) -> RowFile:
     )
 
 
+def table_rows(table: pa.Table) -> RowStream:
+    """Rows of an Arrow table, with the names of class labels where `datasets` declared them."""
+    rows = enumerate(table.to_pylist(), start=1)
+    return with_class_names(rows, _declared(table.schema.metadata or {}))
+
+
 def _declared(metadata: Mapping[bytes, bytes]) -> object:
     """Return the features that the `datasets` library keeps in a Parquet file."""
     info = json.loads(metadata.get(b"huggingface", b"{}"))

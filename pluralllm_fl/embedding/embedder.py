@@ -173,19 +173,22 @@ class TextEmbedder:
             If the model, the cache or the device cannot be used.
         """
         first_row: dict[str, int] = {}
-        texts: list[str] = []
+        place: dict[str, int] = {}  # of every text among the distinct ones
+        texts: list[int] = []
         for question in questions:
-            if question.id not in first_row:
-                first_row[question.id] = len(texts) // len(self.parts)
+            if (name := question.id) not in first_row:
+                first_row[name] = len(texts) // len(self.parts)
                 for option in question.options:
-                    texts += self.render(question.text, option)
+                    for text in self.render(question.text, option):
+                        texts.append(place.setdefault(text, len(place)))
         if self.standardise and self._moments is None:
             self._moments = _moments(self._flat(REFERENCE_TEXTS, progress))
-        vectors = self._flat(texts, progress)
+        vectors = self._flat(list(place), progress)
         if self._moments is not None:
             vectors -= self._moments[0]
             vectors /= self._moments[1]
-        return EmbeddingTable(vectors.reshape(-1, self.dimension), first_row)
+        rows = vectors[np.array(texts, dtype=np.int64)]
+        return EmbeddingTable(rows.reshape(-1, self.dimension), first_row)
 
     def _flat(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
         """Return the vectors of texts, as the language model has them, (texts, its dimension)."""
@@ -214,7 +217,12 @@ class TextEmbedder:
     def render(self, question: str, option: str) -> list[str]:
         """Fill the template's parts; braces in the texts themselves mean nothing."""
         values = {"{question}": question, "{option}": option}
-        return [_PLACEHOLDER.sub(lambda match: values[match[0]], part) for part in self.parts]
+        return [
+            values[part]
+            if part in values
+            else _PLACEHOLDER.sub(lambda match: values[match[0]], part)
+            for part in self.parts
+        ]
 
     def _complete(
         self,

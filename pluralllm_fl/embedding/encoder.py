@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from itertools import groupby
@@ -12,14 +13,15 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from pluralllm_fl.devices import available_cpus
+from pluralllm_fl.devices import available_cpus, torch_threads
 from pluralllm_fl.embedding.models import ModelFiles, require_gguf
 from pluralllm_fl.errors import EmbeddingError
 
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_BATCH = {"cpu": 256, "cuda": 8192}
-_MOST_THREADS = 8  # a small language model gains nothing from more
+_MOST_THREADS = 8  # a language model gains little from more
+_SMALL_BYTES = 2**28  # of weights: a batch takes milliseconds, too short to share among threads
 
 
 class Encoder:
@@ -62,6 +64,7 @@ class Encoder:
         self._tokenizer.truncation_side = cut
         with _explained(self._name):
             self._model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
+        self._small = device.type == "cpu" and files.weights_bytes < _SMALL_BYTES
 
     def encode(
         self, texts: Sequence[str], known: Callable[[int], bool]
@@ -73,6 +76,10 @@ class Encoder:
         A batch holds texts of one token count, so nothing is masked, and as many rows as that
         count always has: a matrix product of other shape may sum in another order, and a text
         must have the same vector on a node, beside few others, and in a simulation of all.
+
+        The number of torch's threads decides that order too, so it is not the caller's. A small
+        model has one for a batch, and several batches at once: threads that share a batch of
+        milliseconds mostly wait for each other, and on a busy machine use up seconds by that.
         """
         with _explained(self._name, quoting=False):
             tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
@@ -81,18 +88,29 @@ class Encoder:
         budget = _TOKENS_PER_BATCH.get(self._device.type, _TOKENS_PER_BATCH["cpu"])
         # Longest first: if memory is too small, it shows at once.
         order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
+        batches: list[list[int]] = []
         for length, group in groupby(order, key=lambda i: len(ids[i])):
-            members = list(group)
-            size = max(1, budget // length)
-            for start in range(0, len(members), size):
-                batch = [i for i in members[start : start + size] if not known(i)]
-                if not batch:
-                    continue
-                filled = [ids[i] for i in batch] + [ids[batch[0]]] * (size - len(batch))
-                yield batch, self._vectors(filled)[: len(batch)]
+            members, size = list(group), max(1, budget // length)
+            batches += [members[start : start + size] for start in range(0, len(members), size)]
+        threads, at_once = (1, _most_threads()) if self._small else (_most_threads(), 1)
+        for start in range(0, len(batches), at_once):
+            turn = [
+                [i for i in batch if not known(i)] for batch in batches[start : start + at_once]
+            ]
+            turn = [batch for batch in turn if batch]
+            filled = [self._filled([ids[i] for i in batch], budget) for batch in turn]
+            with torch_threads(threads), ThreadPoolExecutor(at_once) as pool:
+                found = list(pool.map(self._vectors, filled))
+            for batch, vectors in zip(turn, found, strict=True):
+                yield batch, vectors[: len(batch)]
+
+    @staticmethod
+    def _filled(rows: list[list[int]], budget: int) -> list[list[int]]:
+        """Repeat the first row until there are as many as a batch of that length has."""
+        return rows + rows[:1] * (max(1, budget // len(rows[0])) - len(rows))
 
     def _vectors(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        with _explained(self._name), _fixed_threads(), torch.inference_mode():
+        with _explained(self._name), torch.inference_mode():
             tokens = torch.tensor(ids, device=self._device)  # (texts, tokens)
             output = self._model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
             hidden = output.last_hidden_state.float()  # (texts, tokens, dimension)
@@ -123,19 +141,8 @@ class Encoder:
             )  # fmt: skip
 
 
-@contextmanager
-def _fixed_threads() -> Iterator[None]:
-    """Compute with as many threads as there are usable cores (8 at most), whatever the caller uses.
-
-    The number of threads decides in which order sums are taken, so it must not differ between a
-    node (few threads) and a tool on the same machine. Only one process embeds at a time.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(available_cpus(), _MOST_THREADS))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _most_threads() -> int:
+    return min(available_cpus(), _MOST_THREADS)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 
 from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.evaluation.card import write_card
 from pluralllm_fl.evaluation.opening import open_run, with_threads_of_run
 from pluralllm_fl.evaluation.references import references_by_side
 from pluralllm_fl.evaluation.scores import (
@@ -51,6 +52,7 @@ def write_diagnostics(run: Path) -> dict[str, Any]:
     workspace, predictor = open_run(run)
     result = diagnose(predictor, workspace)
     RunDirectory(run).write_json("diagnostics.json", result)
+    write_card(run)
     return result
 
 

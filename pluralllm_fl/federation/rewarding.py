@@ -17,9 +17,9 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from pluralllm_fl.alignment.aggregate import Rewards, mean
-from pluralllm_fl.alignment.matching import spoken, stated_option
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.datasets.answers import asked
+from pluralllm_fl.datasets.completions import spoken, stated_option
 from pluralllm_fl.errors import ConfigError, FederationError, nearest
 from pluralllm_fl.evaluation.opening import require_same_embedding
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome

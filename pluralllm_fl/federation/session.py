@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from pluralllm_fl import strategies
 from pluralllm_fl.config import RunConfig, split_names
 from pluralllm_fl.errors import ConfigError, PluralLLMError
+from pluralllm_fl.evaluation.card import write_card
 from pluralllm_fl.federation import results, trackers
 from pluralllm_fl.federation.callbacks import (
     Callback,
@@ -67,8 +68,8 @@ class Model(Protocol):
         """Set the tensors."""
         ...
 
-    def save_pretrained(self, path: Path) -> Any:
-        """Write config.json and model.safetensors."""
+    def save_pretrained(self, path: Path, *, data: str) -> Any:
+        """Write config.json and model.safetensors; `data` is the data's fingerprint."""
         ...
 
 
@@ -173,11 +174,12 @@ class _Session:
             loop.finish(stopping.best_arrays or None, stopping.best_evaluation)
         else:
             loop.finish(None, None)
-        _save_model(directory, model, loop)
+        _save_model(directory, model, loop, roster.fingerprint)
         warnings = results.warnings(directory.evaluation(0), loop.progress.evaluation)
         for text in warnings:
             loop.emit("warning", round=loop.progress.round, text=text)
         _save_summary(directory, loop.progress, warnings)
+        write_card(directory.path)
 
     def close(self, status: str, error: str | None) -> None:
         """Save the last completed round and say how the run ended, as far as can be written."""
@@ -393,9 +395,9 @@ def _check_same(directory: RunDirectory, roster: Roster, config: RunConfig) -> N
         )
 
 
-def _save_model(directory: RunDirectory, model: Model, loop: RoundLoop) -> None:
+def _save_model(directory: RunDirectory, model: Model, loop: RoundLoop, data: str) -> None:
     model.load_state_dict(to_record(loop.progress.arrays).to_torch_state_dict())
-    write_directory(directory.path / "model", lambda path: model.save_pretrained(path))
+    write_directory(directory.path / "model", lambda path: model.save_pretrained(path, data=data))
 
 
 def _save_summary(directory: RunDirectory, progress: RunState, warnings: list[str]) -> None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pluralllm_fl import __version__
 from pluralllm_fl.arrays import TOO_LARGE, sound
 from pluralllm_fl.config import ARCHITECTURES, RunConfig
 from pluralllm_fl.errors import ArtefactError, ConfigError
@@ -24,6 +25,9 @@ from pluralllm_fl.predictor.networks import Network, PredictorConfig
 NETWORKS: dict[str, type[Network]] = {
     name: resolve_name(path) for name, path in ARCHITECTURES.items()
 }
+
+
+FORMAT = 1  # of config.json and the weights' names
 
 
 class Prediction(NamedTuple):
@@ -75,13 +79,24 @@ class PreferencePredictor(nn.Module):
         """Return the distributions over the targets' options, flat, shape (N,)."""
         return self.forward(context, targets).log_probability.exp()
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``."""
+    def save_pretrained(self, folder: Path, *, data: str = "") -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        `data` is the fingerprint of what it was trained on. The weights' header holds it, with
+        format, version and architecture, under one key: safetensors writes several in random
+        order, and equal models must be equal files.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self.config), indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
+        about = {
+            "format": FORMAT,
+            "version": __version__,
+            "architecture": self.config.architecture,
+            "data": data,
+        }
+        save_file(weights, folder / "model.safetensors", {"pluralllm_fl": json.dumps(about)})
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:

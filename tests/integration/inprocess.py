@@ -185,7 +185,7 @@ class TinyModel(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.linspace(-1, 1, dimension))
         self.bias = torch.nn.Parameter(torch.tensor(0.25))
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, *, data: str) -> None:  # noqa: ARG002
         (folder / "config.json").write_text("{}\n")
         save_file({k: v.contiguous() for k, v in self.state_dict().items()},
                   folder / "model.safetensors")  # fmt: skip

@@ -137,6 +137,10 @@ def test_events_and_artefacts(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.glob("[!.]*")) == [
         "checkpoints", "metrics.jsonl", "model", "resume.toml", "run.json", "summary.json",
     ]  # fmt: skip
+    card = (run / "model" / "README.md").read_text()
+    assert f"{len(SEEN)} trained, 1 only evaluated" in card
+    assert record["dataset"]["fingerprint"] in card
+    assert not [group for group in GROUPS if group in card]
 
 
 def test_bytes_are_those_of_the_records(tmp_path: Path) -> None:

@@ -128,6 +128,22 @@ def test_the_nearest_option(groups: dict[str, ConditionedGroup]) -> None:
     assert found == [*(pytest.approx(p[i], abs=1e-5) for i in (1, 0, 2)), None]
 
 
+def test_the_wording_of_an_option_takes_no_part(groups: dict[str, ConditionedGroup]) -> None:
+    said = ["I think milk.", "TEA, if I have to choose", "Well, I'd rather have coffee, I suppose."]
+    p = np.log(groups["A"].predict(DRINK, DRINKS))
+    found = ask(groups, "likelihood", said, nearest=True)
+    assert found == [pytest.approx(p[i], abs=1e-5) for i in (2, 0, 1)]
+    assert ask(groups, "likelihood", said) == [None] * 3
+
+
+def test_one_group_needs_no_column(groups: dict[str, ConditionedGroup]) -> None:
+    one = PluralisticReward({"A": groups["A"]})
+    found = one([DRINK], ["Tea"], options=[DRINKS])
+    assert found == one([DRINK], ["Tea"], options=[DRINKS], group=["A"])
+    with pytest.raises(ConfigError, match="Unknown group 'B'"):
+        one([DRINK], ["Tea"], options=[DRINKS], group=["B"])
+
+
 def test_conversations_and_texts_are_rewarded_alike(groups: dict[str, ConditionedGroup]) -> None:
     reward = PluralisticReward(groups)
     rest: dict[str, Any] = {"group": ["A", "B"], "options": [DRINKS] * 2}

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pluralllm_fl import __version__
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.predictor.episodes import QuestionBatch
 from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
@@ -130,6 +132,18 @@ def test_save_and_load_round_trip(predictor: PreferencePredictor, tmp_path: Path
     context, targets = table.batch(range(20)), table.batch(range(20, 60))
     assert loaded.config == predictor.config
     assert torch.equal(loaded.predict(context, targets), predictor.predict(context, targets))
+
+
+def test_the_weights_tell_what_they_are_in_the_same_bytes(tmp_path: Path) -> None:
+    path, files = tmp_path / "model.safetensors", set()
+    for _ in range(4):
+        build("published").save_pretrained(tmp_path, data="abc")
+        files.add(path.read_bytes())
+    assert len(files) == 1
+    with safe_open(path, "numpy") as file:
+        about = json.loads(file.metadata()["pluralllm_fl"])
+    expected = {"format": 1, "version": __version__, "architecture": "published", "data": "abc"}
+    assert about == expected
 
 
 def test_damaged_models_are_refused_with_the_reason(tmp_path: Path) -> None:

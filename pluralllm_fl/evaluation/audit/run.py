@@ -19,6 +19,7 @@ from pluralllm_fl.evaluation.audit.subject import (
     train_again,
 )
 from pluralllm_fl.evaluation.audit.updates import Weights, from_updates
+from pluralllm_fl.evaluation.card import write_card
 from pluralllm_fl.evaluation.opening import with_threads_of_run
 from pluralllm_fl.evaluation.scores import predict_targets
 from pluralllm_fl.predictor.model import PreferencePredictor
@@ -82,6 +83,7 @@ def audit_run(
         "leave_one_out": _counterfactual(examiner, whole, leave_out, on_work),
     }
     RunDirectory(run).write_json("audit.json", result)
+    write_card(run)
     return result
 
 

@@ -4,12 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.inference import Pluralist
-from pluralllm_fl.preferences import Question
 
 # "B", "(B)", "B.", "B) No", "B: No": a capital letter, alone or set off from a text.
 _LETTER = re.compile(r"\(?([A-Z])(?:\s*[).:]+\s*(.*))?", re.S)
@@ -60,24 +55,25 @@ def stated_option(completion: str, options: Sequence[str]) -> int | None:
     return index
 
 
-@torch.no_grad()
-def nearest_options(pluralist: Pluralist, pairs: Sequence[tuple[Question, str]]) -> list[int]:
-    """Return the option nearest to each completion: by the cosine of their embeddings.
+def quoted_option(completion: str, options: Sequence[str]) -> int | None:
+    """Return the index of the only option whose words a text contains, None if it is not one.
 
-    Parameters
-    ----------
-    pairs : sequence of (Question, str)
-        A completion, not empty, beside its question. All are embedded in one pass.
+    Capitals do not count, nor does an option that only occurs inside a longer one ("good" in "very
+    good"). Where the text speaks of several options, or says an option's words to deny them, this
+    cannot tell: only the former is None.
 
-    Notes
-    -----
-    The vectors are those of the options' side of the embedding template. A language model that
-    sees little but topic and wording puts "not tea" near "tea": look at the matches before you
-    train on them.
+    >>> [quoted_option(text, ["Yes", "No"]) for text in ("I think yes.", "No doubt: yes.", "Maybe")]
+    [0, None, None]
     """
-    sets = [Question(question.text, (said, *question.options)) for question, said in pairs]
-    batch = pluralist.batch(sets)
-    dimension = pluralist.predictor.config.dimension
-    vectors = batch.pad(F.normalize(batch.embedding[:, -dimension:], dim=1))  # (Q, longest, dim)
-    cosine = (vectors[:, 1:] @ vectors[:, :1].mT)[..., 0]  # (Q, longest - 1)
-    return cosine.masked_fill(~batch.mask[:, 1:], -torch.inf).argmax(dim=1).tolist()
+    text = completion.casefold()
+    spans = [
+        (match.start(), match.end(), index)
+        for index, option in enumerate(options)
+        for match in re.finditer(rf"(?<!\w){re.escape(option.casefold().strip(' .!'))}(?!\w)", text)
+    ]
+    found = {
+        index
+        for start, end, index in spans
+        if not any(a <= start and end <= b and b - a > end - start for a, b, _ in spans)
+    }
+    return found.pop() if len(found) == 1 else None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pluralllm_fl.alignment.matching import spoken, stated_option
+from pluralllm_fl.datasets.completions import quoted_option, spoken, stated_option
 from pluralllm_fl.errors import ConfigError
 
 DRINKS = ["Tea", " Coffee", "Milk"]
@@ -45,3 +45,21 @@ def test_what_was_said() -> None:
     for wrong in (None, 3, [{"role": "assistant"}], [{"content": None}]):
         with pytest.raises(ConfigError, match="A completion is a text or a list"):
             spoken(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("I think coffee.", DRINKS, 1),
+        ("COFFEE, please", DRINKS, 1),
+        ("Tea or coffee", DRINKS, None),
+        ("A steak", DRINKS, None),  # "tea" is a part of a word
+        ("Very good, I say", ["Good", "Very good"], 1),
+        ("Very good, or just good", ["Good", "Very good"], None),
+        ("Well, I don't know, really", ["Yes", "I don't know."], 1),
+        ("(a) or so", ["(a)", "(b)"], 0),
+        ("Beer", DRINKS, None),
+    ],
+)
+def test_the_option_that_a_text_quotes(text: str, options: list[str], expected: int | None) -> None:
+    assert quoted_option(text, options) == expected
