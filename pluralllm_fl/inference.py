@@ -184,8 +184,8 @@ class Pluralist:
     folder: Path | None = None
 
     def __repr__(self) -> str:
-        config = self.predictor.config
-        return f"Pluralist({config.architecture}, embedding_model='{config.embedding_model}')"
+        network, config = type(self.predictor.network).__name__, self.predictor.config
+        return f"Pluralist({network}, embedding_model='{config.embedding_model}')"
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"

@@ -5,11 +5,11 @@ non-decreasing index of the question that each option belongs to.
 """
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
 
 from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray
 from pluralllm_fl.errors import PluralLLMError
@@ -231,12 +231,12 @@ def bootstrap_interval(
     (mean and standard error, normal quantiles) stands in for the resampling.
     """
     sample = np.asarray(values, dtype=np.float64)
-    tails = [(1 - level) / 2, (1 + level) / 2]
     if len(sample) > 2000:
-        error = sample.std() / np.sqrt(len(sample))
-        low, high = sample.mean() + error * ndtri(tails)
+        reach = NormalDist().inv_cdf((1 + level) / 2) * sample.std() / np.sqrt(len(sample))
+        low, high = sample.mean() - reach, sample.mean() + reach
     else:
         picks = np.random.default_rng(seed).integers(len(sample), size=(draws, len(sample)))
+        tails = [(1 - level) / 2, (1 + level) / 2]
         low, high = np.quantile(sample[picks].mean(axis=1), tails)
     return float(low), float(high)
 

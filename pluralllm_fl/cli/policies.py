@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pluralllm_fl.cli.console import labelled, messages, output
@@ -91,7 +91,7 @@ def finish(
     tenth = max(1, len(values) // 10)
     labelled(
         console, measure,
-        f"{np.mean(values[:tenth]):.3f} in the first, {np.mean(values[-tenth:]):.3f} in the last "
+        f"{fmean(values[:tenth]):.3f} in the first, {fmean(values[-tenth:]):.3f} in the last "
         f"{tenth} of {len(values)} steps",
     )  # fmt: skip
     labelled(console, "time", duration(seconds))

@@ -200,7 +200,7 @@ def test_what_is_no_answer_is_refused(
 
 
 def test_they_show_what_they_are_in_a_line(pluralist: Pluralist, group: ConditionedGroup) -> None:
-    assert repr(pluralist) == "Pluralist(transformer, embedding_model='auto')"
+    assert repr(pluralist) == "Pluralist(TransformerNetwork, embedding_model='auto')"
     assert repr(group) == "ConditionedGroup(2 answers)"
     predictor = copy.copy(pluralist.predictor)
     predictor.config = replace(pluralist.predictor.config, embedding_model="<script>")

@@ -364,8 +364,8 @@ def test_interrupt_exits_130() -> None:
 
 TWICE = """
 import signal, sys, time
-from pluralllm_fl.cli.simulate import _one_interrupt
-with _one_interrupt():
+from pluralllm_fl.cli.simulate import one_interrupt
+with one_interrupt():
     try:
         print("ready", flush=True)
         time.sleep(60)
