@@ -50,7 +50,8 @@ def readings(workspace: Workspace, predictor: PreferencePredictor, shown: int | 
 def costs(workspace: Workspace, predictor: PreferencePredictor) -> dict[str, Any]:
     """Return CPU seconds and bytes of requests, once their texts are embedded."""
     group = workspace.unseen[0]
-    node = LocalNode(workspace.config, workspace, group, "evaluate", len(workspace.groups), 0)
+    groups, shown = len(workspace.groups), workspace.config.context_questions
+    node = LocalNode(workspace.config, workspace, group, "evaluate", groups, 0, shown)
     arrays = ArrayRecord(predictor.state_dict())
     rows = {}
     for prompts, completions in BATCHES:

