@@ -15,7 +15,7 @@ from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.errors import DatasetError
 from pluralllm_fl.preferences import GroupPreferences, question_split
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 MQM = """\
 system\tdoc\tdoc_id\tseg_id\trater\tsource\ttarget\tcategory\tseverity
 A\tnews.1\t1\t4\tr1\tGuten <v>Tag</v>\tGood <v>dey</v>\tFluency/Spelling\tMajor
