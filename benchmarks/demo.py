@@ -7,7 +7,7 @@ demo.json beside this file.
     python benchmarks/demo.py
 """
 
-from store import Run, Store, measured, options, script, shared_facts, show
+from store import Run, one_recipe, script
 from trained import prepare, train, unseen_block
 
 RECIPE = "ours"
@@ -29,14 +29,7 @@ def run(dataset: str, changes: list[str], seed: int) -> dict[str, Run]:
 
 def main() -> None:
     """Run all seeds."""
-    arguments = options(__doc__, __file__, dataset="synthetic").parse_args()
-    store = Store(arguments.output, shared_facts(arguments))
-    tasks = [(arguments.dataset, arguments.set, seed) for seed in range(arguments.seeds)]
-    store.measure(run, tasks, [RECIPE], arguments.processes)
-    names = list(store.runs[RECIPE][0]["measures"])
-    table = {name: {RECIPE: store.over_seeds(RECIPE, measured(name))} for name in names}
-    store.write(table=table)
-    show("synthetic survey", table, [RECIPE])
+    one_recipe(__doc__, __file__, run, RECIPE, "synthetic survey", dataset="synthetic")
 
 
 if __name__ == "__main__":

@@ -196,3 +196,24 @@ def shared_facts(arguments: argparse.Namespace) -> dict[str, Any]:
         "embedder": text_embedder(language_model).fingerprint,
         "changes": arguments.set,
     }
+
+
+def one_recipe(
+    description: str | None,
+    file: str,
+    run: Callable[[str, list[str], int], dict[str, Run]],
+    recipe: str,
+    title: str,
+    *,
+    dataset: str,
+    changes: Sequence[str] = (),
+) -> None:
+    """Run all seeds of one recipe, and print and write its measures."""
+    arguments = options(description, file, changes, dataset=dataset).parse_args()
+    store = Store(arguments.output, shared_facts(arguments))
+    tasks = [(arguments.dataset, arguments.set, seed) for seed in range(arguments.seeds)]
+    store.measure(run, tasks, [recipe], arguments.processes)
+    names = list(store.runs[recipe][0]["measures"])
+    table = {name: {recipe: store.over_seeds(recipe, measured(name))} for name in names}
+    store.write(table=table)
+    show(title, table, [recipe])

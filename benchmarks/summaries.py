@@ -9,7 +9,7 @@ table and writes summaries.json beside this file.
 """
 
 import numpy as np
-from store import Run, Store, measured, options, script, shared_facts, show
+from store import Run, one_recipe, script
 from trained import prepare, train
 
 from pluralllm_fl.arrays import IntArray
@@ -64,14 +64,15 @@ def run(dataset: str, changes: list[str], seed: int) -> dict[str, Run]:
 
 def main() -> None:
     """Run all seeds."""
-    arguments = options(__doc__, __file__, MORE_TO_SCORE, dataset=NAME).parse_args()
-    store = Store(arguments.output, shared_facts(arguments))
-    tasks = [(arguments.dataset, arguments.set, seed) for seed in range(arguments.seeds)]
-    store.measure(run, tasks, [RECIPE], arguments.processes)
-    names = list(store.runs[RECIPE][0]["measures"])
-    table = {name: {RECIPE: store.over_seeds(RECIPE, measured(name))} for name in names}
-    store.write(table=table)
-    show("summaries, unseen groups", table, [RECIPE])
+    one_recipe(
+        __doc__,
+        __file__,
+        run,
+        RECIPE,
+        "summaries, unseen groups",
+        dataset=NAME,
+        changes=MORE_TO_SCORE,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pluralllm_fl.arrays import BoolArray, FloatArray
+from pluralllm_fl.arrays import BoolArray, FloatArray, owners
 from pluralllm_fl.datasets import load_dataset
 from pluralllm_fl.datasets.answers import (
     NAMELESS,
@@ -144,7 +144,7 @@ class ConditionedGroup:
         if not true:
             raise ConfigError("There are no answers to score the prediction on.")
         predicted = np.concatenate(self.predict_proba(list(true)))
-        number = np.repeat(np.arange(len(true)), [len(p) for p in true.values()])
+        number = owners([len(p) for p in true.values()])
         return float(alignment(predicted, np.concatenate(list(true.values())), number).mean())
 
     @torch.no_grad()

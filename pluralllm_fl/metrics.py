@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray
+from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray, starts
 from pluralllm_fl.errors import PluralLLMError
 from pluralllm_fl.formats import FEWEST_FOR_INTERVAL
 
@@ -285,7 +285,7 @@ def _pair_shares(
 ) -> tuple[FloatArray, FloatArray]:
     """First option's share of every pair of options, predicted and true, shape (pairs,) each."""
     size = np.bincount(question)
-    start = np.cumsum(size) - size
+    start = starts(size)
     pairs = [np.zeros((2, 0), dtype=np.int64)]
     for options in np.unique(size):
         places = np.array(np.triu_indices(options, 1))

@@ -10,7 +10,7 @@ True
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -143,25 +143,14 @@ class PluralisticReward:
         ConfigError
             For an unknown group, missing columns or options that are no list of distinct texts.
         """
-        n = len(prompts)
         if group is None and len(self.groups) == 1:
-            group = [*self.groups] * n
-        cells = zip(
-            column("group", group, n),
-            prompts,
-            column("question", prompts if question is None else question, n),
-            column("options", options, n),
-            column("completions", completions, n),
-            strict=True,
-        )
-        known: dict[Hashable, Question] = {}  # the completions of a prompt share a question
-        rows = [
-            self._row(known, place, name, *rest)
-            for place, (name, *rest) in enumerate(cells)
-            if name is not None and self._group(name).answers
-        ]
+            group = [*self.groups] * len(prompts)
+        rows = read_rows(
+            prompts, completions, group, options, question,
+            wanted=lambda name: self._group(name).answers > 0,
+        )  # fmt: skip
         score = {"likelihood": likelihood, "deficit": deficit, "centred": centred}[self.mode]
-        found: list[float | None] = [None] * n
+        found: list[float | None] = [None] * len(prompts)
         for row, reward in zip(rows, score(self.groups, self._matched(rows)), strict=True):
             found[row.place] = self.unmatched if reward is None else reward
         return found
@@ -173,17 +162,6 @@ class PluralisticReward:
                 f"Unknown group '{name}'.{nearest(name, self.groups)} The reward knows: {known}."
             )
         return self.groups[name]
-
-    def _row(
-        self, known: dict[Hashable, Question], place: int, group: str, prompt: Any, text: Any,
-        options: Any, completion: Any,
-    ) -> Row:  # fmt: skip
-        key = repr((text, options))
-        if key not in known:
-            known[key] = asked((text, options))
-        question, said = known[key], spoken(completion)
-        choice = stated_option(said, question.options)
-        return Row(place, group, repr(prompt), question, said, choice)
 
     def _matched(self, rows: list[Row]) -> list[Row]:
         """Give rows that are no option the one that they quote or are nearest to, if asked for."""
@@ -205,6 +183,43 @@ class PluralisticReward:
         return rows
 
 
+def read_rows(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    group: Sequence[str | None] | None,
+    options: Sequence[Sequence[str]] | None,
+    question: Sequence[Any] | None,
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> list[Row]:
+    """Read the columns of `PluralisticReward`, without rows of no group or of one not `wanted`.
+
+    Raises
+    ------
+    ConfigError
+        For missing columns, or options that are no list of distinct texts.
+    """
+    n = len(prompts)
+    cells = zip(
+        _column("group", group, n),
+        prompts,
+        _column("question", prompts if question is None else question, n),
+        _column("options", options, n),
+        _column("completions", completions, n),
+        strict=True,
+    )
+    known: dict[str, Question] = {}  # the completions of a prompt share a question
+    rows = []
+    for place, (name, prompt, text, offered, completion) in enumerate(cells):
+        if name is None or not wanted(name):
+            continue
+        if (key := repr((text, offered))) not in known:
+            known[key] = asked((text, offered))
+        said = spoken(completion)
+        choice = stated_option(said, known[key].options)
+        rows.append(Row(place, name, repr(prompt), known[key], said, choice))
+    return rows
+
+
 def check_mode(mode: str, *, nearest: bool) -> None:
     """Refuse a mode that there is not, or with which `nearest` makes no sense."""
     if mode not in get_args(Mode):
@@ -213,7 +228,7 @@ def check_mode(mode: str, *, nearest: bool) -> None:
         raise ConfigError("Mode 'centred' scores any text as it is: leave out nearest.")
 
 
-def column(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
+def _column(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
     """Return a column of a batch of n rows; refuse one that is absent or of another length."""
     if values is None:
         raise ConfigError(f"The reward needs the column '{name}' in the data set.")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
 
-from pluralllm_fl.alignment.policy import Policy
+from pluralllm_fl.alignment.policy import Policy, left_padded
 from pluralllm_fl.alignment.prompts import Prompts
 from pluralllm_fl.arrays import FloatArray, IntArray
 from pluralllm_fl.datasets.completions import stated_option
@@ -153,7 +153,7 @@ def written_answers(
     seed: int = 0,
     chat: bool | None = None,
 ) -> list[IntArray]:
-    """Let a policy write and count which options its texts state (`matching.stated_option`).
+    """Let a policy write and count which options its texts state (`completions.stated_option`).
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def written_answers(
             ids = prompts.encode(prompts.ask(question, group, order))
             shown = [question.options[i] for i in order]
             for text in write(policy, ids, samples):
-                stated = stated_option((text.splitlines() or [""])[0].strip(), shown)
+                stated = stated_option(first_line(text), shown)
                 counts[-1 if stated is None else order[stated]] += 1
         found.append(counts)
     return found
@@ -197,6 +197,11 @@ def write(
     return [text.strip() for text in texts]
 
 
+def first_line(text: str) -> str:
+    """Return what a written text says before it goes on."""
+    return (text.splitlines() or [""])[0].strip()
+
+
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Put rows of like length together, up to `BATCH_TOKENS` with their padding."""
     batch: list[int] = []
@@ -212,17 +217,9 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 @torch.inference_mode()
 def _next_token(policy: Policy, rows: Sequence[list[int]], tokens: list[int]) -> FloatArray:
     """Return the log-probability of each of `tokens` after each prompt, (rows, tokens)."""
-    longest, device = max(map(len, rows)), policy.model.device
-    ids = torch.full((len(rows), longest), policy.tokenizer.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):  # padded on the left: the last column is the last of every row
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
-    out = policy.model(
-        input_ids=ids.to(device), attention_mask=mask.to(device),
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
-        logits_to_keep=1, use_cache=False,
-    )  # fmt: skip
+    batch = left_padded(rows, policy.tokenizer.pad_token_id)
+    given = {name: values.to(policy.model.device) for name, values in batch.items()}
+    out = policy.model(**given, logits_to_keep=1, use_cache=False)
     log_p = out.logits[:, -1].double().log_softmax(dim=-1)
     found: FloatArray = log_p[:, tokens].cpu().numpy()
     return found

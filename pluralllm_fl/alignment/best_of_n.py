@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pluralllm_fl.alignment.answering import write
+from pluralllm_fl.alignment.answering import first_line, write
 from pluralllm_fl.alignment.policy import Policy
 from pluralllm_fl.alignment.prompts import Prompts
 from pluralllm_fl.arrays import FloatArray
@@ -132,7 +132,7 @@ def written_picks(
         if prompt.options:
             question = Question(prompt.text, prompt.options)
             texts = write(policy, prompts.encode(prompts.ask(question)), n)
-            stated = [stated_option(_first_line(text), prompt.options) for text in texts]
+            stated = [stated_option(first_line(text), prompt.options) for text in texts]
             candidates = [prompt.options[i] for i in stated if i is not None]
         else:
             free = [{"role": "user", "content": prompt.text}] if prompts.chat else prompt.text
@@ -154,7 +154,3 @@ def _pick(group: ConditionedGroup, prompt: Prompted, candidates: Sequence[str]) 
     predicted = group.predict(prompt.text, prompt.options)
     places = [prompt.options.index(candidate) for candidate in candidates]
     return prompt.options[best_option(predicted, places)]
-
-
-def _first_line(text: str) -> str:
-    return (text.splitlines() or [""])[0].strip()

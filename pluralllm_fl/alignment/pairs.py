@@ -1,7 +1,7 @@
 """Preference pairs out of predicted distributions, in TRL's format."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ def text_rows(pairs: Sequence[Pair]) -> list[dict[str, str]]:
     ]
 
 
-def jsonl(rows: Sequence[dict[str, str]]) -> bytes:
+def jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Return rows as the content of a JSONL file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 

@@ -80,6 +80,5 @@ def survey_picks(
 
 def _by_question(sheet: Sheet) -> list[tuple[Question, FloatArray, FloatArray]]:
     """Return each question with the predicted and the true shares of its options."""
-    ends = np.cumsum([len(q.options) for q in sheet.questions])[:-1]
-    parts = (np.split(values, ends) for values in (sheet.predicted, sheet.true))
+    parts = map(sheet.by_question, (sheet.predicted, sheet.true))
     return list(zip(sheet.questions, *parts, strict=True))

@@ -7,17 +7,20 @@ instead of half a minute.
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding.models import require_gguf
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.runs.artefacts import write_atomic, write_directory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECORD = "align.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -81,6 +84,23 @@ def load_policy(source: Path | str, device: str = "auto") -> Policy:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"  # what comes next is then at the end of every row
     return Policy(model.to(place).eval(), tokenizer, name)
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, "Tensor"]:
+    """Lay out token ids with the padding on the left: what comes next is at the end of every row.
+
+    Returns
+    -------
+    dict of str to Tensor, shape (rows, longest)
+        ``input_ids``, ``attention_mask`` and ``position_ids``.
+    """
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + [*row] for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
 def save_policy(policy: Policy, folder: Path, files: Mapping[str, bytes] | None = None) -> None:

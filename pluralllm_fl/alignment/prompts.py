@@ -24,6 +24,11 @@ Prompt = str | list[dict[str, str]]  # plain, or a conversation
 _EXAMPLE = Question("Tea?", ("Yes", "No"))
 
 
+def nameable(question: Question) -> bool:
+    """Whether there is a letter for each of its options."""
+    return len(question.options) <= len(ascii_uppercase)
+
+
 def survey_text(
     question: Question, group: str | None = None, order: Sequence[int] | None = None
 ) -> str:
@@ -42,7 +47,7 @@ def survey_text(
     ConfigError
         For more options than there are letters.
     """
-    if len(question.options) > len(ascii_uppercase):
+    if not nameable(question):
         raise ConfigError(
             f"'{question.text:.80}' has {len(question.options)} options; letters end at "
             f"{len(ascii_uppercase)}. Leave the question out."

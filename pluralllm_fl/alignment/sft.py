@@ -5,7 +5,7 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pluralllm_fl.alignment.policy import Policy
+from pluralllm_fl.alignment.policy import Policy, left_padded
 from pluralllm_fl.alignment.prompts import Prompts, shuffled
 from pluralllm_fl.alignment.targets import Target
 from pluralllm_fl.alignment.training import Aligned, OnStep, Training, arguments, finish, start
@@ -86,18 +86,11 @@ def _rows(
 
 
 def _padded(pad: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pad on the left, so that every row's answer comes after its last token."""
+    """Return a batch as the model reads it, with the shares as labels."""
     import torch
 
-    longest = max(len(row["ids"]) for row in rows)
-    gaps = [longest - len(row["ids"]) for row in rows]
-    mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
     return {
-        "input_ids": torch.tensor(
-            [[pad] * gap + row["ids"] for gap, row in zip(gaps, rows, strict=True)]
-        ),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+        **left_padded([row["ids"] for row in rows], pad),
         "logits_to_keep": 1,  # all others would be thrown away
         "labels": torch.tensor([row["shares"] for row in rows], dtype=torch.float32),
     }

@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from string import ascii_uppercase
 from typing import Literal
 
 import numpy as np
 
-from pluralllm_fl.alignment.targets import Subject, context_of
-from pluralllm_fl.arrays import FloatArray, IntArray
+from pluralllm_fl.alignment.prompts import nameable
+from pluralllm_fl.alignment.targets import Subject, context_of, questions_of
+from pluralllm_fl.arrays import FloatArray, IntArray, owners
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation.references import seen_mean
-from pluralllm_fl.preferences import Question, QuestionSplit, question_split
+from pluralllm_fl.preferences import Question, QuestionSplit
 from pluralllm_fl.workspace import Workspace
 
 Kind = Literal["trained", "new"]
@@ -44,7 +44,11 @@ class Sheet:
     @cached_property
     def question(self) -> IntArray:
         """Index 0..Q-1 of each option's question."""
-        return np.repeat(np.arange(len(self.questions)), [len(q.options) for q in self.questions])
+        return owners([len(q.options) for q in self.questions])
+
+    def by_question(self, values: FloatArray) -> list[FloatArray]:
+        """Return the parts of flat values, one a question."""
+        return np.split(values, np.flatnonzero(np.diff(self.question)) + 1)
 
     def flat(self, answers: Mapping[Question, FloatArray]) -> FloatArray:
         """Lay out answers by question in the order of this sheet."""
@@ -61,17 +65,7 @@ def draw_questions(workspace: Workspace, kind: Kind, count: int, seed: int) -> l
     """
     if count < 1:
         raise ConfigError(f"questions = {count}: must be at least 1.")
-    config = workspace.config
-    parts = config.seed, config.validation_fraction, config.test_fraction
-    answered = {q for group in workspace.groups for q in workspace.dataset.groups[group].answers}
-    held = sorted(
-        (
-            q
-            for q in answered
-            if question_split(q, *parts) == SPLITS[kind] and len(q.options) <= len(ascii_uppercase)
-        ),
-        key=lambda q: q.id,
-    )
+    held = [q for q in questions_of(workspace, workspace.groups, SPLITS[kind]) if nameable(q)]
     if not held:
         raise ConfigError(
             f"The run has no {kind} question that letters could name"
@@ -110,7 +104,6 @@ def for_everyone(papers: Sequence[Sheet]) -> dict[Question, FloatArray]:
     """Average the predictions for the groups that answered a question: one answer for all."""
     found: dict[Question, list[FloatArray]] = {}
     for sheet in papers:
-        ends = np.cumsum(np.bincount(sheet.question))[:-1]
-        for q, p in zip(sheet.questions, np.split(sheet.predicted, ends), strict=True):
+        for q, p in zip(sheet.questions, sheet.by_question(sheet.predicted), strict=True):
             found.setdefault(q, []).append(p)
     return {q: np.asarray(np.mean(p, axis=0), dtype=np.float64) for q, p in found.items()}

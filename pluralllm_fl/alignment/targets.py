@@ -8,13 +8,14 @@ from string import ascii_uppercase
 import numpy as np
 
 from pluralllm_fl.alignment.aggregate import Rewards, log_mean, maximum, mean, minimum
+from pluralllm_fl.alignment.prompts import nameable
 from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.config import split_names
 from pluralllm_fl.errors import ConfigError, nearest
 from pluralllm_fl.evaluation.opening import open_run, with_threads_of_run
 from pluralllm_fl.evaluation.scores import context_and_targets
 from pluralllm_fl.inference import ConditionedGroup, Pluralist
-from pluralllm_fl.preferences import GroupPreferences, Question, question_split
+from pluralllm_fl.preferences import GroupPreferences, Question, QuestionSplit, question_split
 from pluralllm_fl.workspace import Workspace
 
 PER_GROUP = "per-group"
@@ -83,7 +84,7 @@ def open_subject(run: Path, groups: str = "seen", context_questions: int = 20) -
         group: pluralist.fit(context_of(workspace, group)) for group in _chosen(workspace, groups)
     }
     trained = trained_questions(workspace)
-    kept = tuple(q for q in trained if len(q.options) <= len(ascii_uppercase))
+    kept = tuple(filter(nameable, trained))
     if not kept:
         raise ConfigError(
             f"The run trained on {len(trained)} questions; none has at most "
@@ -117,11 +118,18 @@ def context_of(workspace: Workspace, group: str) -> GroupPreferences:
 
 def trained_questions(workspace: Workspace) -> tuple[Question, ...]:
     """Return the training questions that a seen group answered, sorted by id."""
+    return questions_of(workspace, workspace.seen, "train")
+
+
+def questions_of(
+    workspace: Workspace, groups: Sequence[str], split: QuestionSplit
+) -> tuple[Question, ...]:
+    """Return the questions of a split that any of the groups answered, sorted by id."""
     config = workspace.config
-    answered = {q for group in workspace.seen for q in workspace.dataset.groups[group].answers}
-    parts = config.validation_fraction, config.test_fraction
-    trained = [q for q in answered if question_split(q, config.seed, *parts) == "train"]
-    return tuple(sorted(trained, key=lambda q: q.id))
+    answered = {q for group in groups for q in workspace.dataset.groups[group].answers}
+    parts = config.seed, config.validation_fraction, config.test_fraction
+    found = [q for q in answered if question_split(q, *parts) == split]
+    return tuple(sorted(found, key=lambda q: q.id))
 
 
 def predicted_targets(subject: Subject, aggregate: str = "mean") -> list[Target]:

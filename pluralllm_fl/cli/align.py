@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pluralllm_fl.cli.console import guarded
-from pluralllm_fl.cli.policies import finish, opened, progress, training_of
+from pluralllm_fl.cli.policies import finish, opened, progress
 from pluralllm_fl.cli.use import Run
 from pluralllm_fl.errors import ConfigError
 
@@ -65,11 +65,13 @@ def sft(
     from pluralllm_fl.alignment.sft import sft as train
     from pluralllm_fl.alignment.targets import predicted_targets
 
-    training = training_of(steps, batch, learning_rate, rank, seed)
-    work = opened(run, policy, output, groups, context_questions, training, plain, device)
+    work = opened(
+        run, policy, output, groups, context_questions, plain, device,
+        steps=steps, batch=batch, learning_rate=learning_rate, rank=rank, seed=seed,
+    )  # fmt: skip
     targets = predicted_targets(work.subject, aggregate)
-    with progress(training.steps) as on_step:
-        aligned = train(work.policy, targets, training, chat=work.chat, on_step=on_step)
+    with progress(work.training.steps) as on_step:
+        aligned = train(work.policy, targets, work.training, chat=work.chat, on_step=on_step)
     finish(work, aligned, "sft", {"aggregate": aggregate})
 
 
@@ -101,12 +103,16 @@ def dpo(
     from pluralllm_fl.alignment.prompts import Prompts
     from pluralllm_fl.alignment.targets import predicted_targets
 
-    training = training_of(steps, batch, learning_rate, rank, seed)
-    work = opened(run, policy, output, groups, context_questions, training, plain, device)
-    pairs = draw_pairs(predicted_targets(work.subject, aggregate), training.rows, training.seed)
+    work = opened(
+        run, policy, output, groups, context_questions, plain, device,
+        steps=steps, batch=batch, learning_rate=learning_rate, rank=rank, seed=seed,
+    )  # fmt: skip
+    pairs = draw_pairs(
+        predicted_targets(work.subject, aggregate), work.training.rows, work.training.seed
+    )
     rows = lettered_rows(pairs, Prompts.of(work.policy, work.chat))
-    with progress(training.steps) as on_step:
-        aligned = train(work.policy, rows, training, beta=beta, on_step=on_step)
+    with progress(work.training.steps) as on_step:
+        aligned = train(work.policy, rows, work.training, beta=beta, on_step=on_step)
     files = {"pairs.jsonl": jsonl(text_rows(pairs))}
     finish(work, aligned, "dpo", {"aggregate": aggregate, "beta": beta}, files)
 
@@ -143,15 +149,19 @@ def grpo(
     from pluralllm_fl.alignment.targets import PER_GROUP
 
     _require_aim(aim, aggregate)
-    training = training_of(steps, batch, learning_rate, rank, seed)
-    work = opened(run, policy, output, groups, context_questions, training, plain, device)
+    work = opened(
+        run, policy, output, groups, context_questions, plain, device,
+        steps=steps, batch=batch, learning_rate=learning_rate, rank=rank, seed=seed,
+    )  # fmt: skip
     asked = [*work.subject.groups] if aggregate == PER_GROUP else [None]
     prompts = Prompts.of(work.policy, work.chat)
-    rows = survey_rows(prompts, work.subject.questions, asked, training.seed, training.rows)
+    rows = survey_rows(
+        prompts, work.subject.questions, asked, work.training.seed, work.training.rows
+    )
     reward = _reward(work.subject, aim, aggregate)
-    with progress(training.steps) as on_step:
+    with progress(work.training.steps) as on_step:
         aligned = train(
-            work.policy, rows, reward, training, generations=generations, on_step=on_step
+            work.policy, rows, reward, work.training, generations=generations, on_step=on_step
         )
     finish(work, aligned, "grpo", {"aggregate": aggregate, "aim": aim, "generations": generations})
 

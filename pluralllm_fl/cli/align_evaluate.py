@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pluralllm_fl.cli.align import Context, Device, Groups, Plain, Source, Verbose, align
-from pluralllm_fl.cli.console import guarded, labelled, messages, output
+from pluralllm_fl.cli.console import guarded, labelled, output, progress_bar
 from pluralllm_fl.cli.use import AsJson, Run
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.runs.lookup import resolve_run
@@ -56,8 +55,10 @@ def best_of_n(
     each group agree with the pick.
     """
     from pluralllm_fl.alignment.best_of_n import read_prompts
+    from pluralllm_fl.alignment.pairs import jsonl
     from pluralllm_fl.alignment.policy import load_policy
     from pluralllm_fl.alignment.targets import open_subject
+    from pluralllm_fl.runs.artefacts import write_atomic
 
     if not output_file.parent.is_dir():
         raise ConfigError(f"{output_file.parent} is not a folder: create it first.")
@@ -72,7 +73,7 @@ def best_of_n(
         picks = list(written_picks(given, asked, subject.groups, n, seed=seed, chat=chat))
     else:
         picks = _survey_picks(subject, given, console, n, questions, orders, seed, chat)
-    _write_lines(output_file, picks)
+    write_atomic(output_file, jsonl(picks))
     labelled(console, "picks", f"{len(picks)}, for {len(subject.groups)} groups")
     if none := sum(pick["pick"] is None for pick in picks):
         labelled(console, "no pick", f"{none}: the policy wrote no answer to pick from")
@@ -222,21 +223,10 @@ def _write(folder: Path, result: Mapping[str, Any]) -> None:
     write_atomic(folder / "evaluation.html", render(result).encode("utf-8", errors="replace"))
 
 
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from pluralllm_fl.runs.artefacts import write_atomic
-
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_atomic(path, "".join(lines).encode())
-
-
 @contextmanager
 def _progress() -> Iterator["OnAsk"]:
     """Show a bar on a terminal, and nothing elsewhere."""
-    console = messages()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("opening", total=None)
 
         def on_ask(what: str, done: int, total: int) -> None:

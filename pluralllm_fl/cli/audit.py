@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pluralllm_fl.cli.console import guarded, labelled, messages, output, print_json
+from pluralllm_fl.cli.console import guarded, labelled, output, print_json, progress_bar
 from pluralllm_fl.cli.use import AsJson, Run
 from pluralllm_fl.runs.lookup import resolve_run
 
@@ -145,11 +144,7 @@ def _show(console: Console, title: str, beside: str, lines: list[Line]) -> None:
 @contextmanager
 def _progress() -> Iterator["OnWork"]:
     """Show a bar on a terminal, and nothing elsewhere."""
-    console = messages()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with progress_bar() as bar:
         task, named = bar.add_task("opening", total=None), ""
 
         def on_work(what: str, done: int, total: int) -> None:

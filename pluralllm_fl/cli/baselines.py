@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pluralllm_fl.cli.console import guarded, labelled, messages, output, print_json
+from pluralllm_fl.cli.console import guarded, labelled, output, print_json, progress_bar
 from pluralllm_fl.cli.settings import Assignments, Dataset, Recipe, Seed, Seen, Unseen, gather
 from pluralllm_fl.cli.use import AsJson
 from pluralllm_fl.config import RunConfig, Value, app_directory
@@ -67,11 +66,7 @@ def compare_all(config: RunConfig, published: RunConfig | None) -> dict[str, Any
     from pluralllm_fl.evaluation.comparison import comparators, compare
     from pluralllm_fl.workspace import open_workspace
 
-    console = messages()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("embedding", total=None)
 
         def embedded(done: int, total: int) -> None:
@@ -82,8 +77,8 @@ def compare_all(config: RunConfig, published: RunConfig | None) -> dict[str, Any
         torch.set_num_threads(config.threads)  # the networks are small: more would only wait
         rows = []
         for comparator in comparators(workspace, other):
-            if not console.is_terminal:
-                labelled(console, "training", comparator.name)
+            if not bar.console.is_terminal:
+                labelled(bar.console, "training", comparator.name)
             bar.reset(task, description=f"training {comparator.name}", total=comparator.ticks)
             rows.append(compare(comparator, lambda: bar.advance(task)))
     return {

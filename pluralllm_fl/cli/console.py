@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -81,6 +82,13 @@ def output() -> Console:
 def messages() -> Console:
     """Return the console for progress beside machine-readable output, and for errors."""
     return SafeConsole(stderr=True)
+
+
+def progress_bar() -> Progress:
+    """Return a bar for a terminal's messages; elsewhere it shows nothing."""
+    console = messages()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def print_json(value: Any) -> None:

@@ -1,7 +1,6 @@
 """The command that runs a policy's script in a federation whose nodes reward it."""
 
 import contextlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ import typer
 
 from pluralllm_fl.cli.console import guarded, output
 from pluralllm_fl.cli.federate import flower_home
+from pluralllm_fl.cli.interrupts import one_interrupt
 from pluralllm_fl.cli.settings import Assignments, gather_finished
-from pluralllm_fl.cli.simulate import one_interrupt
 from pluralllm_fl.config import RunConfig, app_directory
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.runs.lookup import resolve_run
@@ -36,9 +35,10 @@ def federated(
 ) -> None:
     """Run a script in RUN's federation, simulated or deployed, whose nodes reward its policy."""
     folder = resolve_run(run)
-    config = gather_finished(folder, assignments or [])
+    record = RunRecord.read(folder, "config")
+    config = gather_finished(folder, record, assignments or [])
     with _app(script) as app, one_interrupt():
-        if RunRecord.read(folder).mode == "deployment":
+        if record.mode == "deployment":
             _deployed(config, app)
         else:
             _simulated(config, app)
@@ -56,6 +56,7 @@ def _app(script: Path) -> Iterator[Path]:
 
 
 def _simulated(config: RunConfig, app: Path) -> None:
+    from pluralllm_fl.processes.flower import uncoloured
     from pluralllm_fl.processes.launcher import PrivateSuperLink, last_lines
 
     run = Path(config.resume)
@@ -66,7 +67,7 @@ def _simulated(config: RunConfig, app: Path) -> None:
 
         def tick() -> bool:
             for line in lines:
-                _show(line)
+                _show(uncoloured(line))
             return False
 
         with PrivateSuperLink(threads=config.threads) as superlink:
@@ -95,6 +96,4 @@ def _deployed(config: RunConfig, app: Path) -> None:
 
 
 def _show(line: str) -> None:
-    """Print a line of the log without its colours."""
-    line = re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip())
-    output().print(line, markup=False, highlight=False, soft_wrap=True)
+    output().print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)

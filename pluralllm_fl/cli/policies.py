@@ -11,9 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from pluralllm_fl.cli.console import labelled, messages, output
+from pluralllm_fl.cli.console import labelled, output, progress_bar
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.formats import duration
 from pluralllm_fl.runs.lookup import resolve_run
@@ -37,20 +35,16 @@ class Work:
     started: float
 
 
-def training_of(steps: int, batch: int, rate: float, rank: int, seed: int) -> "Training":
-    from pluralllm_fl.alignment.training import Training
-
-    return Training(steps, batch, rate, rank, seed)
-
-
 def opened(
-    run: Path, source: str, folder: Path, groups: str, context_questions: int,
-    training: "Training", plain: bool, device: str,
+    run: Path, source: str, folder: Path, groups: str, context_questions: int, plain: bool,
+    device: str, **settings: Any,
 ) -> Work:  # fmt: skip
-    """Check what is cheap to check, then open run and policy."""
+    """Check what is cheap to check, then open run and policy; `settings` are `Training`'s."""
     from pluralllm_fl.alignment.policy import load_policy, require_align
     from pluralllm_fl.alignment.targets import open_subject
+    from pluralllm_fl.alignment.training import Training
 
+    training = Training(**settings)
     started = time.monotonic()
     require_align()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -129,11 +123,7 @@ def progress(steps: int) -> Iterator["OnStep"]:
     """Show a bar with the loss on a terminal; elsewhere nothing, and never what TRL prints."""
     from pluralllm_fl.alignment.training import quiet
 
-    console = messages()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("training", total=steps)
 
         def on_step(step: int, logs: Mapping[str, float]) -> None:

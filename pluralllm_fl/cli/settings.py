@@ -67,8 +67,8 @@ def gather_resumed(
         If there is no such run or it is already completed.
     """
     run = resolve_run(run, completed=False)
-    config = _continued(run, named, assignments)
-    recorded = RunRecord.read(run)
+    recorded = RunRecord.read(run, "config")
+    config = _continued(run, recorded, named, assignments)
     done = recorded.completed_rounds
     if recorded.status == "completed" and done >= config.num_server_rounds:
         raise ArtefactError(
@@ -78,7 +78,7 @@ def gather_resumed(
     return config
 
 
-def gather_finished(run: Path, assignments: Sequence[str]) -> RunConfig:
+def gather_finished(run: Path, recorded: RunRecord, assignments: Sequence[str]) -> RunConfig:
     """Return the config of a finished run, for what goes on with its model.
 
     Raises
@@ -86,18 +86,20 @@ def gather_finished(run: Path, assignments: Sequence[str]) -> RunConfig:
     ArtefactError
         If the run is not completed.
     """
-    if (status := RunRecord.read(run).status) != "completed":
+    if recorded.status != "completed":
         raise ArtefactError(
-            f"{run} is {status}, not completed: it has no final model. Continue it with: "
+            f"{run} is {recorded.status}, not completed: it has no final model. Continue it with: "
             f"pluralllm resume {shlex.quote(str(run))}"
         )
-    return _continued(run, {}, assignments)
+    return _continued(run, recorded, {}, assignments)
 
 
 def _continued(
-    run: Path, named: Mapping[str, Value | None], assignments: Sequence[str]
+    run: Path,
+    recorded: RunRecord,
+    named: Mapping[str, Value | None],
+    assignments: Sequence[str],
 ) -> RunConfig:
-    recorded = RunRecord.read(run, "config")
     values = {**recorded.config} | _overrides(named, assignments, default_run_config())
     values |= {"resume": str(run), "output-dir": str(run.parent), "run-name": run.name}
     return _finished(values)

@@ -1,10 +1,8 @@
 """The simulate command: every group on this machine, from data to report."""
 
 import contextlib
-import math
 import os
 import shlex
-import signal
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from pluralllm_fl.cli.console import (
     require_unix,
     show_error,
 )
+from pluralllm_fl.cli.interrupts import one_interrupt
 from pluralllm_fl.cli.settings import (
     Assignments,
     Dataset,
@@ -54,9 +53,6 @@ from pluralllm_fl.runs.record import RunRecord, read_json
 if TYPE_CHECKING:
     from pluralllm_fl.preferences import PreferenceDataset
     from pluralllm_fl.processes.launcher import PrivateSuperLink, RunEnd
-
-
-ONE_SIGNAL_SECONDS = 1.0
 
 
 @guarded
@@ -388,29 +384,3 @@ def _writable(output_dir: Path, folder: Path, *, resumed: bool) -> Iterator[None
             for path in made:
                 path.rmdir()
         raise
-
-
-@contextlib.contextmanager
-def one_interrupt() -> Iterator[None]:
-    """Treat SIGTERM and a closed terminal like Ctrl-C, so that the run is cleaned up.
-
-    Several at once are one, as `timeout` sends them: the second would cut the clean-up short.
-    """
-    last = -math.inf
-
-    def interrupt(*_: object) -> None:
-        nonlocal last
-        since, last = time.monotonic() - last, time.monotonic()
-        if since > ONE_SIGNAL_SECONDS:
-            raise KeyboardInterrupt
-
-    # What is ignored stays ignored, as `nohup` asks for.
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -177,12 +177,6 @@ def _mean(scores: Sequence[SplitScore]) -> SplitScore:
     if len(scores) == 1:
         return scores[0]
     # All scored the same targets. The mean of several intervals' bounds is no interval of the mean.
-    return replace(
-        scores[0],
-        alignment=float(np.mean([s.alignment for s in scores])),
-        alignment_offered=float(np.mean([s.alignment_offered for s in scores])),
-        pairwise_accuracy=float(np.mean([s.pairwise_accuracy for s in scores])),
-        calibration_error=float(np.mean([s.calibration_error for s in scores])),
-        low=math.nan,
-        high=math.nan,
-    )
+    measures = [f.name for f in fields(SplitScore) if f.type is float]
+    means = {name: float(np.mean([getattr(s, name) for s in scores])) for name in measures}
+    return replace(scores[0], **means | {"low": math.nan, "high": math.nan})  # type: ignore[arg-type]

@@ -18,8 +18,6 @@ from flwr.serverapp import Grid
 
 from pluralllm_fl.alignment.aggregate import Rewards, mean
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.datasets.answers import asked
-from pluralllm_fl.datasets.completions import spoken, stated_option
 from pluralllm_fl.errors import ConfigError, FederationError, nearest
 from pluralllm_fl.evaluation.opening import require_same_embedding
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
@@ -28,7 +26,7 @@ from pluralllm_fl.federation.reply_checks import reward_reply
 from pluralllm_fl.federation.roster import collect
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.preferences import Question
-from pluralllm_fl.reward import Mode, Row, check_mode, column
+from pluralllm_fl.reward import Mode, Row, check_mode, read_rows
 from pluralllm_fl.wire.messages import ARRAYS, ORDER, REWARD, RewardRequest, Rollouts
 from pluralllm_fl.wire.reading import BadReply
 
@@ -163,15 +161,8 @@ class FederatedReward:
         """
         n = len(prompts)
         self.grid.admit(self.config.seen, self.config.unseen)
-        cells = zip(
-            [""] * n if group is None else column("group", group, n),
-            prompts,
-            column("question", prompts if question is None else question, n),
-            column("options", options, n),
-            column("completions", completions, n),
-            strict=True,
-        )
-        rows = [_row(i, name, *rest) for i, (name, *rest) in enumerate(cells) if name is not None]
+        named = [""] * n if group is None else group
+        rows = read_rows(prompts, completions, named, options, question)
         if not rows:
             return [None] * n
         if group is None:
@@ -264,8 +255,3 @@ class FederatedReward:
         logger.warning(
             "Rewards without %d of %d groups. %s", len(missing), len(missing) + len(found), told
         )
-
-
-def _row(place: int, group: str, prompt: Any, text: Any, options: Any, completion: Any) -> Row:
-    question, said = asked((text, options)), spoken(completion)
-    return Row(place, group, repr(prompt), question, said, stated_option(said, question.options))

@@ -14,10 +14,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from pluralllm_fl import strategies
-from pluralllm_fl.config import RunConfig, split_names
+from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.evaluation.card import write_card
-from pluralllm_fl.federation import results, trackers
+from pluralllm_fl.federation import results, resuming, trackers
 from pluralllm_fl.federation.callbacks import (
     Callback,
     CheckpointWriter,
@@ -30,7 +30,6 @@ from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
 from pluralllm_fl.federation.roster import Roster, collect
 from pluralllm_fl.formats import toml
-from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import (
     RunDirectory,
     new_run_name,
@@ -45,15 +44,6 @@ from pluralllm_fl.wire.records import to_arrays, to_record
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
-# What a resumed run may change: nothing here touches the result of a round already done.
-FREE_ON_RESUME = frozenset(
-    {
-        "num-server-rounds", "output-dir", "run-name", "resume", "threads", "device",
-        "join-timeout", "round-timeout", "round-retries", "checkpoint-every", "trackers",
-        "embedding-cache", "expected-nodes", "min-nodes", "max-update-norm", "max-update-ratio",
-        "node-keys",
-    }
-)  # fmt: skip
 _PACKAGES = ("torch", "flwr", "ray", "numpy", "transformers")
 
 
@@ -103,7 +93,7 @@ def run_federation(
     """
     directory = RunDirectory.open(Path(config.resume)) if config.resume else _create(config)
     with directory.claimed():
-        start = _resume(directory, config) if config.resume else None
+        start = resuming.checkpoint_of(directory, config) if config.resume else None
         _run(_Session(grid, config, directory, start), build_model, learning_rate_at)
     return directory.path
 
@@ -155,9 +145,9 @@ class _Session:
                 "The nodes' keys are not bound to groups: any registered node can say that it is "
                 "any group. docs/deploy.md says how to bind them (node-keys)."
             )
-        found = _found(config, roster)
+        found = resuming.facts(config, roster)
         if self.start is not None:
-            _check_same(directory, roster, config)
+            resuming.require_same(directory, roster, config)
         model = build_model(roster.dimension, roster.embedding)
         strategy, progress = self._state(roster, model)
         stopping, callbacks = self._callbacks(roster)
@@ -261,7 +251,7 @@ class _Session:
             self.directory.append_event(event)
 
     def _keep(self, roster: Roster) -> None:
-        self.directory.update_run(**_found(self.config, roster))
+        self.directory.update_run(**resuming.facts(self.config, roster))
 
     def _callbacks(self, roster: Roster) -> tuple[EarlyStopping | None, list[Callback]]:
         config = self.config
@@ -327,72 +317,6 @@ def _create(config: RunConfig) -> RunDirectory:
     write_atomic(directory.path / "resume.toml", toml(resume).encode())
     logger.info("Run directory: %s", directory.path)
     return directory
-
-
-def _resume(directory: RunDirectory, config: RunConfig) -> Checkpoint:
-    stored, given = directory.run.config, config.to_run_config()
-    free = FREE_ON_RESUME | _grown(directory, config)
-    changed = sorted(key for key in given if key not in free and given[key] != stored.get(key))
-    if changed:
-        listed = ", ".join(f"{k} = {given[k]!r} (was {stored.get(k)!r})" for k in changed)
-        raise ConfigError(
-            f"A resumed run keeps its settings, but {listed}. Run: "
-            f"flwr run . --run-config {directory.path / 'resume.toml'}"
-        )
-    start = checkpoint.read(checkpoint.newest(directory.checkpoints))
-    done = start.progress.round
-    if config.num_server_rounds < done:
-        raise ConfigError(
-            f"num-server-rounds = {config.num_server_rounds}: the run already completed {done}."
-        )
-    return start
-
-
-def _grown(directory: RunDirectory, config: RunConfig) -> set[str]:
-    """Return the lists of groups that a deployed federation made longer since the run began."""
-    if directory.run.mode != "deployment":
-        return set()
-    stored = directory.run.config
-    lists = {"seen-groups": config.seen, "unseen-groups": config.unseen}
-    return {k for k, names in lists.items() if {*split_names(stored[k])} <= {*names}}
-
-
-def _found(config: RunConfig, roster: Roster) -> dict[str, Any]:
-    return {
-        "dataset": {
-            "name": config.dataset if roster.simulated else "each node's own",
-            "fingerprint": roster.fingerprint,
-            "groups": {node.group: node.questions for node in roster.nodes},
-        },
-        "embedding": roster.embedding,
-        "mode": "simulation" if roster.simulated else "deployment",
-        "seen": roster.seen,
-        "unseen": roster.unseen,
-    }
-
-
-def _check_same(directory: RunDirectory, roster: Roster, config: RunConfig) -> None:
-    """Refuse another federation; a deployed one may have grown."""
-    run = directory.run
-    known = {*run.seen, *run.unseen}
-    nodes = [node for node in roster.nodes if roster.simulated or node.group in known]
-    found = _found(config, Roster(nodes))
-    for key, before in (("seen", run.seen), ("unseen", run.unseen)):
-        if before != found[key]:
-            raise ConfigError(
-                f"{key}-groups: the run had {', '.join(before)}; now there are "
-                f"{', '.join(found[key])}. A resumed run needs the same groups."
-            )
-    if (model := run.embedding or roster.embedding) != roster.embedding:
-        raise ConfigError(
-            f"embedding-model: the run began with another language model ({model[:12]}, now "
-            f"{roster.embedding[:12]}). Resume with the same model and version of pluralllm-fl."
-        )
-    if run.dataset != found["dataset"]:
-        raise ConfigError(
-            f"dataset = '{found['dataset']['name']}': the nodes' data are not those that the "
-            "run began with (other fingerprint). Resume with the same data or start a new run."
-        )
 
 
 def _save_model(directory: RunDirectory, model: Model, loop: RoundLoop, data: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ class FlowerConnection:
         )  # fmt: skip
         try:
             assert process.stdout is not None
-            yield from process.stdout
+            yield from map(uncoloured, process.stdout)
         finally:
             process.kill()
             process.wait()
@@ -134,6 +135,11 @@ class FlowerConnection:
         if isinstance(answer, dict):
             return answer
         return {"error-message": (done.stderr or done.stdout).strip()}
+
+
+def uncoloured(text: str) -> str:
+    """Return a log's text without its colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def stage_app(app: Path, run_config: Mapping[str, Value], folder: Path) -> tuple[str, list[str]]:

@@ -29,7 +29,12 @@ from pluralllm_fl.config import Value
 from pluralllm_fl.devices import available_cpus
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.processes import watchdog
-from pluralllm_fl.processes.flower import FlowerConnection, flower_scripts, stage_app
+from pluralllm_fl.processes.flower import (
+    FlowerConnection,
+    flower_scripts,
+    stage_app,
+    uncoloured,
+)
 from pluralllm_fl.processes.ray_cluster import existing_cluster, ray_environment, reach_cluster
 
 START_SECONDS = 60.0
@@ -256,7 +261,7 @@ def last_lines(log: Path, count: int = 3) -> str:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = uncoloured(text)
     lines = [re.sub(r"^(ERROR|WARNING|INFO|DEBUG)\s*:\s*", "", x).strip() for x in text.split("\n")]
     return "\n".join([line for line in lines if line][-count:])
 

@@ -364,7 +364,7 @@ def test_interrupt_exits_130() -> None:
 
 TWICE = """
 import signal, sys, time
-from pluralllm_fl.cli.simulate import one_interrupt
+from pluralllm_fl.cli.interrupts import one_interrupt
 with one_interrupt():
     try:
         print("ready", flush=True)
