@@ -113,7 +113,8 @@ def cluster(mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def temporary_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("plfl-*"))
+    """Return the launcher's folders in the test's own temporary folder; other tests run beside."""
+    return set(Path(os.environ["TMPDIR"]).glob("plfl-*"))
 
 
 def test_same_bits_on_several_ray_nodes_and_nothing_left(
