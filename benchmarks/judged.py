@@ -7,7 +7,7 @@ raters and the held-out prompts. Prints a table and writes judged_NAME.json besi
 holds figures alone.
 
     python benchmarks/judged.py --dataset squality:path/to/human_eval.jsonl
-    python benchmarks/judged.py --dataset mqm:path/to/ratings.tsv.tar.gz --every 3
+    python benchmarks/judged.py --dataset mqm:path/to/ratings.tsv.tar.gz
 """
 
 import hashlib
