@@ -10,7 +10,6 @@ holds figures alone.
     python benchmarks/judged.py --dataset mqm:path/to/ratings.tsv.tar.gz
 """
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from pluralllm_fl.evaluation.scores import (
     predict_targets,
     score_targets,
 )
-from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, split_groups
+from pluralllm_fl.preferences import split_groups
 from pluralllm_fl.workspace import Workspace, text_embedder
 
 RECIPE = "ours"
@@ -36,23 +35,11 @@ SIZES = (0, 20)
 MORE_TO_SCORE = ("test-fraction=0.3",)
 
 
-def thinned(dataset: PreferenceDataset, every: int) -> PreferenceDataset:
-    """Keep one prompt in so many, by a hash: embedding long texts is what takes time."""
-
-    def kept(text: str) -> bool:
-        return int(hashlib.sha256(text.encode()).hexdigest(), 16) % every == 0
-
-    def part(group: GroupPreferences) -> GroupPreferences:
-        return replace(group, answers={q: p for q, p in group.answers.items() if kept(q.text)})
-
-    return replace(dataset, groups={name: part(group) for name, group in dataset.groups.items()})
-
-
-def opened(source: str, every: int, changes: list[str], seed: int) -> Workspace:
-    """Read, thin out, split and embed."""
+def opened(source: str, changes: list[str], seed: int) -> Workspace:
+    """Read, split and embed."""
     torch.set_num_threads(1)
     config = configured(RECIPE, source, seed, changes)
-    dataset = thinned(load_dataset(source), every)
+    dataset = load_dataset(source)
     enough = {n: g for n, g in dataset.groups.items() if len(g) > 2 * config.context_questions}
     dataset = replace(dataset, groups=enough)
     seen, unseen = split_groups(dataset, (), (), config.unseen_fraction, seed)
@@ -64,9 +51,9 @@ def opened(source: str, every: int, changes: list[str], seed: int) -> Workspace:
     )
 
 
-def run(source: str, every: int, changes: list[str], seed: int) -> dict[str, Run]:
+def run(source: str, changes: list[str], seed: int) -> dict[str, Run]:
     """Train and score."""
-    workspace = opened(source, every, changes, seed)
+    workspace = opened(source, changes, seed)
     predictor, marginal = train(RECIPE, workspace), seen_mean(workspace)
     measures: dict[str, float] = {}
     for size in SIZES:
@@ -93,21 +80,19 @@ def run(source: str, every: int, changes: list[str], seed: int) -> dict[str, Run
 def main() -> None:
     """Run all seeds."""
     parser = options(__doc__, __file__, MORE_TO_SCORE)
-    parser.add_argument("--every", type=int, default=1, help="one prompt in so many is used")
     arguments = parser.parse_args()
     form, path = rated_source(arguments.dataset)
     name = form or Path(path).stem
-    dataset = thinned(load_dataset(arguments.dataset), arguments.every)
+    dataset = load_dataset(arguments.dataset)
     about = {
         "dataset": Path(path).name,
-        "every": arguments.every,
         "fingerprint": dataset.fingerprint,
         "groups": len(dataset.groups),
         "prompts": len({question.text for question in dataset.questions}),
         "changes": arguments.set,
     }
     store = Store(arguments.output.with_name(f"judged_{name}.json"), about)
-    tasks = [(arguments.dataset, arguments.every, arguments.set, s) for s in range(arguments.seeds)]
+    tasks = [(arguments.dataset, arguments.set, s) for s in range(arguments.seeds)]
     store.measure(run, tasks, [RECIPE], arguments.processes)
     names = list(store.runs[RECIPE][0]["measures"])
     rows = {label: {RECIPE: store.over_seeds(RECIPE, measured(label))} for label in names}
