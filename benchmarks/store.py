@@ -43,6 +43,7 @@ class Store:
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path, self.about = path, about
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.runs: dict[str, list[Run]] = {}
         if not path.is_file():
             return
