@@ -1,5 +1,6 @@
 """Live progress of a run, read from its metrics.jsonl."""
 
+import math
 import time
 from pathlib import Path
 
@@ -18,7 +19,8 @@ class EventTail:
     Parameters
     ----------
     path : Path
-        May not exist yet, and may be replaced (resuming rewrites it).
+        May not exist yet, and may be replaced (resuming rewrites it): what was read of the old
+        file is not read again.
     since : float
         Events before this Unix time are left out.
     """
@@ -28,6 +30,7 @@ class EventTail:
         self._since = since
         self._offset = 0
         self._inode = -1
+        self._newest = 0.0
 
     def read(self) -> list[Event]:
         """Return the events that were appended since the last call."""
@@ -36,6 +39,7 @@ class EventTail:
                 inode = self._path.stat().st_ino
                 if inode != self._inode:
                     self._inode, self._offset = inode, 0
+                    self._since = max(self._since, math.nextafter(self._newest, math.inf))
                 file.seek(self._offset)
                 data = file.read()
         except OSError:
@@ -43,7 +47,9 @@ class EventTail:
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
         events = [parse(line, f"A line of {self._path}") for line in complete.splitlines()]
-        return [event for event in events if event.get("time", 0.0) >= self._since]
+        times = [event.get("time", 0.0) for event in events]
+        self._newest = max([self._newest, *times])
+        return [event for event, at in zip(events, times, strict=True) if at >= self._since]
 
 
 class RoundProgress:

@@ -55,9 +55,11 @@ def test_tail_waits_for_whole_lines_and_follows_a_rewritten_file(tmp_path: Path)
         file.write('"time": 11.0}\n')
     assert [e["event"] for e in tail.read()] == ["b"]
     other = tmp_path / "new"
-    append(other, {"event": "c"})
+    append(other, {"event": "a"}, {"event": "b", "time": 11.0}, {"event": "c", "time": 12.0})
     other.replace(path)
-    assert [e["event"] for e in tail.read()] == ["c"]
+    assert [e["event"] for e in tail.read()] == ["c"]  # not once more what was told already
+    append(path, {"event": "d", "time": 12.0})
+    assert [e["event"] for e in tail.read()] == ["d"]
 
 
 def test_plain_progress_prints_one_line_a_round(tmp_path: Path) -> None:
