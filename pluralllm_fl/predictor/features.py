@@ -31,17 +31,17 @@ def centred(flat: Tensor, batch: QuestionBatch) -> Tensor:
     return flat - question_mean(flat, batch)[batch.question]
 
 
-def orthogonal_frequencies(number: int, dimension: int) -> Tensor:
+def orthogonal_frequencies(number: int, dimension: int, scale: float) -> Tensor:
     """Draw frequencies of a Gaussian kernel, orthogonal in blocks (arXiv 1610.09072).
 
     Returns
     -------
     Tensor, shape (number, dimension)
-        Always the same; rows have the lengths of standard normal vectors.
+        Always the same; rows have the lengths of normal vectors of this scale.
     """
     if torch.get_default_device().type == "meta":  # only the shape is asked for
         return torch.empty(number, dimension)
-    return _drawn(number, dimension)
+    return scale * _drawn(number, dimension)
 
 
 @lru_cache(maxsize=2)

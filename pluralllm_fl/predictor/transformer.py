@@ -106,7 +106,8 @@ class OptionTransformer(nn.Module):
         # Without biases: what is the same for all options of a question changes nothing.
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, outputs, bias=False)
-        nn.init.normal_(self.head.weight, std=0.02)
+        if not self.head.weight.is_meta:  # there it would load torch's compiler: two seconds
+            nn.init.normal_(self.head.weight, std=0.02)
 
     def forward(self, tokens: Tensor, batch: QuestionBatch) -> Tensor:
         """Let the options of each question attend to one another."""
@@ -164,7 +165,7 @@ class TransformerNetwork(Network):
         self.dropout = nn.Dropout(dropout)
         self.covariance = nn.Parameter(torch.zeros(len(COVARIANCE)))
         # Part of the architecture, never sent.
-        frequencies = QUESTION_SCALE * orthogonal_frequencies(question_features // 2, dimension)
+        frequencies = orthogonal_frequencies(question_features // 2, dimension, QUESTION_SCALE)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def numbers(self) -> dict[str, Tensor]:

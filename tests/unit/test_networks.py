@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
@@ -21,6 +23,14 @@ from pluralllm_fl.predictor.networks import Network, PredictorConfig
 from tests.survey import CONFIG, DIMENSION, UNSEEN, survey
 
 PACKAGE = Path(pluralllm_fl.__file__).parent
+LOAD = """
+import sys
+from pathlib import Path
+from pluralllm_fl.predictor.model import PreferencePredictor
+for folder in sys.argv[1:]:
+    PreferencePredictor.from_pretrained(Path(folder))
+print("torch._dynamo" in sys.modules)
+"""
 
 
 class Toy(Network):
@@ -112,3 +122,15 @@ def test_nothing_asks_for_an_architectures_name() -> None:
         if isinstance(node, ast.Attribute) and node.attr == "architecture":
             assert file == "predictor/model.py", f"{file}:{node.lineno} reads the architecture"
     assert literals == {"config.py", "predictor/networks.py"}
+
+
+def test_loading_a_model_does_not_load_torchs_compiler(tmp_path: Path) -> None:
+    """Two seconds for every command; arithmetic on the device "meta" in a constructor does it."""
+    for architecture in NETWORKS:
+        config = dataclasses.replace(CONFIG, architecture=architecture)
+        initial_predictor(config, DIMENSION, "random").save_pretrained(tmp_path / architecture)
+    found = subprocess.run(
+        [sys.executable, "-c", LOAD, *map(str, tmp_path.iterdir())],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout.split() == ["False"]

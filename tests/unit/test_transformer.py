@@ -122,7 +122,7 @@ def test_the_linear_part_is_a_sum_over_products_of_features() -> None:
 def test_random_features_approximate_the_gaussian_kernel() -> None:
     points = tiny_table().batch(range(30)).embedding
     points = torch.nn.functional.normalize(points, dim=1)
-    angle = points @ orthogonal_frequencies(8192, DIMENSION).T
+    angle = points @ orthogonal_frequencies(8192, DIMENSION, 1.0).T
     kernel = (angle.cos() @ angle.cos().T + angle.sin() @ angle.sin().T) / 8192
     expected = torch.exp(-torch.cdist(points, points).square() / 2)
     torch.testing.assert_close(kernel, expected, atol=0.05, rtol=0)
