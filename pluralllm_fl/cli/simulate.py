@@ -117,6 +117,24 @@ class _Simulation:
         self.log = Path(config.output_dir) / f"{config.run_name}.flower.log"
 
     def run(self) -> None:
+        from pluralllm_fl.processes.launcher import PrivateSuperLink
+
+        _find_own_strategy(self.config.strategy)
+        # Flower starts while this process loads torch and the data.
+        with PrivateSuperLink(threads=self.config.threads) as superlink:
+            dataset, seen, unseen = self._prepare()
+            with _writable(
+                Path(self.config.output_dir), self.folder, resumed=bool(self.config.resume)
+            ):
+                self._header(dataset, seen, unseen)
+                self._federate(superlink, dataset, len(seen) + len(unseen))
+        try:
+            self._finish()
+        except KeyboardInterrupt:
+            self._interrupted()
+
+    def _prepare(self) -> "tuple[PreferenceDataset, tuple[str, ...], tuple[str, ...]]":
+        """Read data and groups; refuse here what would fail in Flower's processes."""
         from pluralllm_fl import strategies
         from pluralllm_fl.federation import trackers
         from pluralllm_fl.preferences import split_groups
@@ -124,7 +142,6 @@ class _Simulation:
         from pluralllm_fl.workspace import read_dataset, require_questions
 
         config = self.config
-        _find_own_strategy(config.strategy)
         trackers.require_packages(config)
         if config.resume:
             checkpoint.read(checkpoint.newest(self.folder / "checkpoints"))
@@ -139,22 +156,14 @@ class _Simulation:
             train_nodes=len(seen),
             all_nodes=len(seen + unseen),
         )
-        uniform = {group: _uniform_alignment(dataset, group) for group in seen + unseen}
-        with _writable(Path(config.output_dir), self.folder, resumed=bool(config.resume)):
-            self._header(dataset, seen, unseen, uniform)
-            self._federate(dataset, len(seen) + len(unseen))
-        try:
-            self._finish()
-        except KeyboardInterrupt:
-            self._interrupted()
+        return dataset, seen, unseen
 
-    def _federate(self, dataset: "PreferenceDataset", supernodes: int) -> None:
-        from pluralllm_fl.processes.launcher import PrivateSuperLink
-
+    def _federate(
+        self, superlink: "PrivateSuperLink", dataset: "PreferenceDataset", supernodes: int
+    ) -> None:
         try:
-            with PrivateSuperLink(threads=self.config.threads) as superlink:
-                self._embed(dataset)
-                outcome = self._follow(superlink, supernodes)
+            self._embed(dataset)
+            outcome = self._follow(superlink, supernodes)
         except KeyboardInterrupt:
             self._interrupted()
         except BrokenPipeError:
@@ -215,7 +224,6 @@ class _Simulation:
         dataset: "PreferenceDataset",
         seen: tuple[str, ...],
         unseen: tuple[str, ...],
-        uniform: dict[str, float],
     ) -> None:
         from pluralllm_fl.datasets import synthetic_summaries
         from pluralllm_fl.workspace import spec_of
@@ -241,6 +249,7 @@ class _Simulation:
         labelled(console, "unseen", f"{len(unseen)} groups: {'; '.join(unseen)}".rstrip(": "))
         if not unseen:
             labelled(console, "", "without one, nothing shows how new groups are served: --unseen")
+        uniform = {group: _uniform_alignment(dataset, group) for group in seen + unseen}
         labelled(console, "uniform", f"alignment {reference(uniform)}")
         if self.config.dataset == synthetic_summaries.NAME:
             known = synthetic_summaries.ceiling(spec_of(self.config))

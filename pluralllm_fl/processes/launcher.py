@@ -320,7 +320,7 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
         **ray_environment(folder, numerics),
         "RAY_USAGE_STATS_ENABLED": "0",
         "NO_PROXY": ",".join(filter(None, [inherited.get("NO_PROXY", ""), local])),

@@ -47,6 +47,8 @@ def ray_environment(folder: Path, numerics: Mapping[str, str]) -> dict[str, str]
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Whether Ray may span machines; not only on the systems in its name.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # The nodes need workers of their own, with Flower's settings: others would start in vain.
+        "RAY_prestart_worker_first_driver": "0",
     }
 
 
