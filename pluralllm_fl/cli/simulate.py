@@ -120,14 +120,15 @@ class _Simulation:
         from pluralllm_fl.processes.launcher import PrivateSuperLink
 
         _find_own_strategy(self.config.strategy)
-        # Flower starts while this process loads torch and the data.
-        with PrivateSuperLink(threads=self.config.threads) as superlink:
+        with contextlib.ExitStack() as flower:
+            # Flower starts while this process loads torch and the data.
+            superlink = flower.enter_context(PrivateSuperLink(threads=self.config.threads))
             dataset, seen, unseen = self._prepare()
             with _writable(
                 Path(self.config.output_dir), self.folder, resumed=bool(self.config.resume)
             ):
                 self._header(dataset, seen, unseen)
-                self._federate(superlink, dataset, len(seen) + len(unseen))
+                self._federate(flower, superlink, dataset, len(seen) + len(unseen))
         try:
             self._finish()
         except KeyboardInterrupt:
@@ -159,11 +160,16 @@ class _Simulation:
         return dataset, seen, unseen
 
     def _federate(
-        self, superlink: "PrivateSuperLink", dataset: "PreferenceDataset", supernodes: int
+        self,
+        flower: contextlib.ExitStack,
+        superlink: "PrivateSuperLink",
+        dataset: "PreferenceDataset",
+        supernodes: int,
     ) -> None:
         try:
-            self._embed(dataset)
-            outcome = self._follow(superlink, supernodes)
+            with flower:  # a run that still lives cannot be closed
+                self._embed(dataset)
+                outcome = self._follow(superlink, supernodes)
         except KeyboardInterrupt:
             self._interrupted()
         except BrokenPipeError:
