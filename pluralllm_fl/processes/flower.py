@@ -99,6 +99,9 @@ class FlowerConnection:
         runs = answer.get("runs")
         if not isinstance(runs, list) or (options and not runs):
             raise FederationError(f"The SuperLink does not answer: {_reason(answer)}")
+        for run in runs:
+            if run["status-details"] == "N/A":  # Flower's word for none
+                run["status-details"] = ""
         return runs
 
     def stop(self, run_id: int) -> None:

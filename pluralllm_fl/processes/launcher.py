@@ -184,7 +184,7 @@ class PrivateSuperLink:
         details = run["status-details"].removeprefix("Simulation failed with exception: ")
         if details.startswith("No heartbeat"):
             details = "The simulation's process was killed; often the machine is out of memory."
-        return RunEnd(status, "" if details == "N/A" else details)
+        return RunEnd(status, details)
 
     def _start(self) -> None:
         self._port = _free_port()

@@ -252,7 +252,9 @@ def test_run_is_resumed_after_each_fault_of_the_server(server_faults: Deployment
     assert rounds == list(range(1, ROUNDS + 1))  # each completed round once
     evaluated = [e["round"] for e in server_faults.events("evaluation")]
     assert evaluated == list(range(ROUNDS + 1))
-    assert "The run fell after round" in server_faults.units["run"].text()
+    text = server_faults.units["run"].text()
+    assert re.search(r"The run fell after round \d: the server app was killed\. It is", text)
+    assert text.count("joined (evaluate)") == 1  # what happened before is not told again
 
 
 def test_model_is_that_of_the_simulation_bit_for_bit(
