@@ -37,7 +37,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Run two files at a time, as half of the end-to-end tests is waiting; a test, or one file,
     does not pay for workers."""
     alone = len(config.args) == 1 and ("::" in config.args[0] or config.args[0].endswith(".py"))
-    return 0 if alone else 3
+    return 0 if alone else 2
 
 
 @pytest.fixture(scope="session")
