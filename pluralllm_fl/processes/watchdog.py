@@ -19,7 +19,7 @@ import time
 
 import psutil
 
-GRACE_SECONDS = 0.5  # nothing of a run is written by what is ended here
+GRACE_SECONDS = 0.5  # the files of a run are whole whenever its processes end
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
