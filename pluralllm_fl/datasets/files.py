@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,22 @@ def open_rows(path: Path) -> RowFile:
     if content.startswith(_GZIP):
         raise DatasetError(f"{path} is compressed, though its name does not say so. Unpack it.")
     if kind == "JSON lines":
+        if _is_array(content):
+            raise DatasetError(
+                f"{path} is one JSON array; write one object per line instead: "
+                f"jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(f'{path.stem}.jsonl')}"
+            )
         return RowFile(kind, frozenset(), json_lines(content))
     return csv_rows(content, str(path))
+
+
+def _is_array(content: bytes) -> bool:
+    if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return False
+    try:
+        return isinstance(json.loads(content), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _remedy(path: Path) -> str:

@@ -89,6 +89,12 @@ def parse_row(row: Row) -> list[Answer | BadRow]:
         return [_pair(row)]
     if "responses" in given:
         return [_ranked(row, given)]
+    if {"prompt", "completion"} <= row.keys():  # as for KTO
+        raise BadRow(
+            "a judgement of one completion alone",
+            "it does not say what a group prefers to what: give 'prompt' with 'chosen' and "
+            "'rejected', or 'prompt' with 'responses'",
+        )
     known = ", ".join(str(key) for key in row) or "none"
     hints = (nearest(str(key), _ASKS) for key in row if key not in COLUMNS)
     hint = next(filter(None, hints), "")

@@ -169,6 +169,7 @@ def test_rows_may_disagree_about_labels(tmp_path: Path) -> None:
     [
         (without("group"), "no 'group'"),
         (without("question"), "no question column"),
+        ({"group": "N", "prompt": "Q", "completion": "A", "label": True}, "one completion alone"),
         (without("options"), "no 'options'"),
         (without("distribution"), "no answer column"),
         (without(counts=[1, 2]), "more than one answer column"),
