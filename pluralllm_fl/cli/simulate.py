@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from pluralllm_fl import __version__
 from pluralllm_fl.cli.console import (
     FAILURE,
     INTERRUPTED,
@@ -24,6 +23,7 @@ from pluralllm_fl.cli.console import (
     require_unix,
     show_error,
 )
+from pluralllm_fl.cli.heading import show_data
 from pluralllm_fl.cli.interrupts import one_interrupt
 from pluralllm_fl.cli.settings import (
     Assignments,
@@ -127,7 +127,8 @@ class _Simulation:
             with _writable(
                 Path(self.config.output_dir), self.folder, resumed=bool(self.config.resume)
             ):
-                self._header(dataset, seen, unseen)
+                show_data(self.console, self.config, dataset, seen, unseen)
+                labelled(self.console, "output", self.folder)
                 self._federate(flower, superlink, dataset, len(seen) + len(unseen))
         try:
             self._finish()
@@ -225,45 +226,6 @@ class _Simulation:
         seconds = duration(time.monotonic() - started)
         labelled(self.console, "embedding", f"{len(table.vectors)} options ready in {seconds}")
 
-    def _header(
-        self,
-        dataset: "PreferenceDataset",
-        seen: tuple[str, ...],
-        unseen: tuple[str, ...],
-    ) -> None:
-        from pluralllm_fl.datasets import synthetic_summaries
-        from pluralllm_fl.workspace import spec_of
-
-        def reference(values: "dict[str, float]") -> str:
-            sides = {"seen": seen, "unseen": unseen}
-            return ", ".join(
-                f"{side} {sum(values[g] for g in groups) / len(groups):.4f}"
-                for side, groups in sides.items()
-                if groups
-            )
-
-        console = self.console
-        questions = {q for g in seen + unseen for q in dataset.groups[g].answers}
-        console.print(f"PluralLLM-FL {__version__}", style="bold", highlight=False)
-        labelled(console, "data", f"{dataset.name}: {len(questions)} questions")
-        if not self.config.test_fraction + self.config.validation_fraction:
-            labelled(console, "", "every question trains: none is left to measure new ones by")
-        if dataset.skipped:
-            counts = ", ".join(f"{count} {reason}" for reason, count in dataset.skipped.items())
-            labelled(console, "", f"rows left out: {counts}")
-        labelled(console, "seen", f"{len(seen)} groups: {'; '.join(seen)}")
-        labelled(console, "unseen", f"{len(unseen)} groups: {'; '.join(unseen)}".rstrip(": "))
-        if not unseen:
-            labelled(console, "", "without one, nothing shows how new groups are served: --unseen")
-        uniform = {group: _uniform_alignment(dataset, group) for group in seen + unseen}
-        labelled(console, "uniform", f"alignment {reference(uniform)}")
-        if self.config.dataset == synthetic_summaries.NAME:
-            known = synthetic_summaries.ceiling(spec_of(self.config))
-            labelled(
-                console, "ceiling", f"pairs in the order of the true tastes: {reference(known)}"
-            )
-        labelled(console, "output", self.folder)
-
     def _finish(self) -> None:
         """Show the results, then write diagnostics and report."""
         import torch
@@ -360,17 +322,6 @@ def _check_gpus(config: RunConfig, gpus: float) -> None:
 
         if not torch.cuda.is_available():
             raise ConfigError(f"--gpus {gpus:g}: no CUDA device is usable here; leave --gpus out.")
-
-
-def _uniform_alignment(dataset: "PreferenceDataset", group: str) -> float:
-    import numpy as np
-
-    from pluralllm_fl.arrays import owners
-    from pluralllm_fl.metrics import alignment, uniform_like
-
-    answers = list(dataset.groups[group].answers.values())
-    question = owners([len(p) for p in answers])
-    return float(alignment(uniform_like(question), np.concatenate(answers), question).mean())
 
 
 @contextlib.contextmanager

@@ -49,8 +49,9 @@ from tests.e2e.faults import (
     survey,
     told,
 )
-from tests.e2e.federation import Deployment, Unit, write_answers
+from tests.e2e.federation import Deployment, write_answers
 from tests.e2e.processes import started
+from tests.e2e.units import Unit
 
 pytestmark = [
     pytest.mark.timeout(900),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.federation import Unit
 from tests.e2e.processes import mark, started, until
+from tests.e2e.units import Unit
 
 __all__ = ["mark"]
 
@@ -39,7 +39,7 @@ def test_nothing_outlives_a_unit_that_is_stopped(tmp_path: Path, mark: str, numb
 def test_a_unit_that_was_killed_is_started_again(
     tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.e2e.federation.RESTART_SECONDS", 0.1)
+    monkeypatch.setattr("tests.e2e.units.RESTART_SECONDS", 0.1)
     unit = Unit(["sleep", "1000"], tmp_path / "log", os.environ)
     unit.start()
     unit.kill()

@@ -8,7 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from tests.e2e.federation import free_port
+from tests.e2e.network import free_port
 from tests.e2e.processes import mark, started, until  # noqa: F401 - a fixture
 
 

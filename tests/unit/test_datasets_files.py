@@ -89,13 +89,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("x")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is none")
     (tmp_path / "array.json").write_text('[\n {"group": "g", "question": "Q"}\n]\n')
+    as_lines = r"is one JSON array; write one .*: jq -c '\.\[\]' \S*array\.json"
     for source, message in {
         str(tmp_path / "empty.jsonl"): "holds no rows",
         str(tmp_path / "absent.jsonl"): "does not exist",
         str(tmp_path / "rows.txt"): "no known ending",
-        str(
-            tmp_path / "array.json"
-        ): r"is one JSON array; write one .*: jq -c '\.\[\]' \S*array\.json",
+        str(tmp_path / "array.json"): as_lines,
         str(tmp_path / "broken.parquet"): "not a readable Parquet",
         str(tmp_path): "is a folder",
         "sinthetic": "Did you mean 'synthetic'",
