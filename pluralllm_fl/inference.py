@@ -123,8 +123,12 @@ class ConditionedGroup:
         read = [asked(question) for question in questions]
         if not read:
             return []
-        ends = np.cumsum([len(question.options) for question in read])
-        return np.split(self._log_probability(read), ends[:-1])
+        # Questions with as many options side by side: the others would be padded to the longest.
+        order = sorted(range(len(read)), key=lambda i: len(read[i].options))
+        ends = np.cumsum([len(read[i].options) for i in order])
+        scores = np.split(self._log_probability([read[i] for i in order]), ends[:-1])
+        found = dict(zip(order, scores, strict=True))
+        return [found[i] for i in range(len(read))]
 
     def score(self, held_out: Answers | GroupPreferences, *, group: str | None = None) -> float:
         """Return the mean alignment with answers that the predictor has not read.

@@ -43,6 +43,7 @@ class FlatAdamW:
         self.gradient = torch.zeros_like(self.values)
         self._mean = torch.zeros_like(self.values)
         self._square = torch.zeros_like(self.values)
+        self._root = torch.empty_like(self.values)
         sizes = [p.numel() for p in parameters]
         parts = zip(torch.split(self.values, sizes), torch.split(self.gradient, sizes), strict=True)
         for parameter, (values, gradient) in zip(parameters, parts, strict=True):
@@ -61,7 +62,9 @@ class FlatAdamW:
         first, second = self.betas
         self._mean.lerp_(self.gradient, 1 - first)
         self._square.mul_(second).addcmul_(self.gradient, self.gradient, value=1 - second)
-        root = self._square.sqrt().div_(math.sqrt(1 - second**self.steps)).add_(self.epsilon)
+        # A smaller root is nothing beside epsilon; denormal numbers take ten times as long.
+        root = torch.clamp(self._square, min=1e-36, out=self._root).sqrt_()
+        root.div_(math.sqrt(1 - second**self.steps)).add_(self.epsilon)
         self.values.mul_(1 - self.learning_rate * self.weight_decay)
         rate = self.learning_rate / (1 - first**self.steps)
         self.values.addcdiv_(self._mean, root, value=-rate)

@@ -64,6 +64,26 @@ class Knowledge(NamedTuple):
         return Knowledge(*(part[options] for part in self))
 
 
+class Described(NamedTuple):
+    """What the network reads of N options of Q questions; the weights have no part in it.
+
+    `asked` (N, dim) and `deviation` (N, dim) are the unit vectors q and d of every option,
+    `tokens` (N, 4 dim) the transformers' inputs, `option` (N, 2 dim) is [d, s], and `features`
+    (Q, 1 + dim + random features) is f(q).
+    """
+
+    asked: Tensor
+    deviation: Tensor
+    tokens: Tensor
+    option: Tensor
+    features: Tensor
+
+    def pick(self, questions: Tensor, options: Tensor) -> "Described":
+        """Return some of the questions, whose options these are."""
+        asked, deviation, tokens, option = (part[options] for part in self[:4])
+        return Described(asked, deviation, tokens, option, self.features[questions])
+
+
 class SetBlock(nn.Module):
     """Attention among the options of each question, then a feed-forward layer; both pre-norm."""
 
@@ -173,27 +193,30 @@ class TransformerNetwork(Network):
         learned = (COVARIANCE_SPEED * self.covariance).unbind()
         return {k: start + x for (k, start), x in zip(COVARIANCE.items(), learned, strict=True)}
 
-    def know(self, batch: QuestionBatch) -> Knowledge:
-        """Return mean and factors of the options of a batch."""
+    @torch.no_grad()
+    def describe(self, batch: QuestionBatch) -> Described:
+        """Return what the network reads of a batch."""
         question, deviation = directions(batch, self.dimension)
         asked = question[batch.question]
         option = F.normalize(batch.embedding[:, -self.dimension :], dim=1)
         apart = centred(option, batch)
         tokens = torch.cat([4 * asked, 4 * option, 8 * apart, 32 * asked * apart], dim=1)
-        tokens = self.dropout(F.layer_norm(tokens, tokens.shape[1:]))
-        mean = self.mean(tokens, batch)[:, 0] + self._linear(batch, question, deviation)
-        return Knowledge(centred(mean, batch), self.factors(tokens, batch), asked, deviation)
-
-    def _linear(self, batch: QuestionBatch, question: Tensor, deviation: Tensor) -> Tensor:
-        """Return ``f(q)ᵀ M [d, s]``, shape (N,)."""
+        tokens = F.layer_norm(tokens, tokens.shape[1:])
         angle = question @ self.get_buffer("frequencies").T
         waves = torch.cat([angle.cos(), angle.sin()], dim=1)
         features = F.pad(question, (1, 0), value=BIAS)
         features = torch.cat([features, FEATURES * F.normalize(waves, dim=1)], dim=1)
         # The squares tell options apart that lie in opposite directions alike.
         squares = F.normalize(deviation.square() - 1 / self.dimension, dim=1) * SQUARES
-        option = torch.cat([deviation, squares], dim=1)
-        return ((features @ self.linear)[batch.question] * option).sum(1)
+        return Described(asked, deviation, tokens, torch.cat([deviation, squares], dim=1), features)
+
+    def know(self, batch: QuestionBatch, described: Described | None = None) -> Knowledge:
+        """Return mean and factors of the options of a batch, `described` if that is at hand."""
+        asked, deviation, tokens, option, features = described or self.describe(batch)
+        tokens = self.dropout(tokens)
+        linear = ((features @ self.linear)[batch.question] * option).sum(1)  # f(q)ᵀ M [d, s]
+        mean = self.mean(tokens, batch)[:, 0] + linear
+        return Knowledge(centred(mean, batch), self.factors(tokens, batch), asked, deviation)
 
     def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
         """Condition on a group's answers.
@@ -237,9 +260,10 @@ class TransformerNetwork(Network):
             tried[0] = False
         trained, held = pool[~tried], pool[tried]
         batch, trial = table.batch(trained), table.batch(held)
+        described = self.describe(batch)
         with torch.no_grad():
             self.eval()
-            received, known = self.know(batch), self.know(trial)
+            received, known = self.know(batch, described), self.know(trial)
             place = latent(batch, received.mean, received.factors, LATENT_EVIDENCE)
             self.train()
         known = known._replace(factors=torch.zeros_like(known.factors))
@@ -251,7 +275,7 @@ class TransformerNetwork(Network):
             number = min(config.batch_questions, len(trained))
             picked = np.sort(rng.choice(len(trained), number, replace=False))
             asked, options = batch.pick(picked)
-            now = self.know(asked)
+            now = self.know(asked, described.pick(torch.from_numpy(picked), options))
             terms = [prediction_loss(asked.log_softmax(now.mean), None, asked, config.loss)]
             if server_round == 1:  # mean and factors are noise
                 return tuple(terms)
