@@ -25,7 +25,7 @@ from pluralllm_fl.datasets.globalopinionqa import SEEN, UNSEEN
 from pluralllm_fl.evaluation.baselines import federated
 from pluralllm_fl.predictor import transformer
 from pluralllm_fl.predictor.episodes import QuestionBatch
-from pluralllm_fl.predictor.transformer import TransformerNetwork
+from pluralllm_fl.predictor.transformer import Described, TransformerNetwork
 from pluralllm_fl.workspace import Workspace, open_workspace, read_dataset
 
 LEAST_ANSWERS = 250
@@ -54,7 +54,7 @@ def silent(part: str) -> Change:
     return lambda: patch.object(TransformerNetwork, "from_config", classmethod(from_config))
 
 
-def no_linear(_: TransformerNetwork, batch: QuestionBatch, *__: Tensor) -> Tensor:
+def no_linear(_: TransformerNetwork, batch: QuestionBatch, __: Described) -> Tensor:
     """Stand for the linear part."""
     return batch.embedding.new_zeros(len(batch.question))
 

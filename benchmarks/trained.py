@@ -14,6 +14,7 @@ from pluralllm_fl.evaluation.baselines import OnRound, centralised, federated
 from pluralllm_fl.evaluation.diagnostics import own_alignment, wrong_alignment
 from pluralllm_fl.evaluation.references import reference_alignment, seen_mean
 from pluralllm_fl.evaluation.scores import (
+    ManyContexts,
     beside_answers,
     evaluate_group,
     evaluation_order,
@@ -87,12 +88,13 @@ def unseen_block(predictor: PreferencePredictor, workspace: Workspace) -> dict[s
 def all_measures(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, float]:
     """Return the measures of docs/metrics.md on the unseen groups."""
     unseen, size = unseen_block(predictor, workspace), workspace.config.context_questions
+    predict = ManyContexts(predictor)
 
     def mean(measure: Callable[[str], float | None]) -> float:
         values = [value for g in workspace.unseen if (value := measure(g)) is not None]
         return float(np.mean(values))
 
-    own = mean(lambda g: own_alignment(predictor, workspace, g, size))
+    own = mean(lambda g: own_alignment(predict, workspace, g, size))
     remembered = seen_mean(workspace)
     return {
         "unseen alignment": unseen["alignment"],
@@ -100,9 +102,9 @@ def all_measures(predictor: PreferencePredictor, workspace: Workspace) -> dict[s
         "CoV of unseen groups": unseen["cov"],
         "worst unseen group": unseen["min"],
         f"context gain, {size} questions": own
-        - mean(lambda g: own_alignment(predictor, workspace, g, 0)),
+        - mean(lambda g: own_alignment(predict, workspace, g, 0)),
         "own minus wrong context": own
-        - mean(lambda g: wrong_alignment(predictor, workspace, g, size)),
+        - mean(lambda g: wrong_alignment(predict, workspace, g, size)),
         "seen mean (raw answers)": mean(lambda g: reference_alignment(workspace, remembered, g)),
         "uniform": unseen["uniform"],
     }

@@ -24,11 +24,11 @@ from pluralllm_fl.evaluation.references import (
 from pluralllm_fl.evaluation.scores import (
     EVALUATION_SPLITS,
     EvaluationSplit,
+    ManyContexts,
     Predict,
     SplitScore,
     Targets,
     beside_answers,
-    predict_targets,
     score_splits,
     split_blocks,
 )
@@ -146,7 +146,7 @@ def _trained(name: str, workspace: Workspace, train: Train) -> Comparator:
     def fit(tick: Tick) -> Sequence[Predict]:
         trained = train(workspace, config, lambda *_: tick())
         predictors = trained if isinstance(trained, list) else [trained]
-        return [partial(predict_targets, predictor.eval()) for predictor in predictors]
+        return [ManyContexts(predictor) for predictor in predictors]
 
     rounds = config.num_server_rounds
     return Comparator(

@@ -16,12 +16,11 @@ from pluralllm_fl.evaluation.card import write_card
 from pluralllm_fl.evaluation.opening import open_run, with_threads_of_run
 from pluralllm_fl.evaluation.references import references_by_side
 from pluralllm_fl.evaluation.scores import (
+    ManyContexts,
     Targets,
-    beside_answers,
     context_and_targets,
     evaluation_order,
     of_other_prompts,
-    predict_targets,
     score_targets,
 )
 from pluralllm_fl.metrics import ordinal_alignment
@@ -58,16 +57,16 @@ def write_diagnostics(run: Path) -> dict[str, Any]:
 
 def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, Any]:
     """Return the content of ``diagnostics.json``."""
-    n = workspace.config.context_questions
+    n, predict = workspace.config.context_questions, ManyContexts(predictor)
     most = min(len(workspace.table(group)) // 2 for group in workspace.groups)
     sizes = [size for size in CONTEXT_SIZES if size <= most]
 
     @cache  # the curve usually holds both sizes of the gain
     def own(size: int) -> dict[str, float | None]:
-        return _by_side(workspace, partial(own_alignment, predictor, workspace, size=size))
+        return _by_side(workspace, partial(own_alignment, predict, workspace, size=size))
 
     points = [own(size) for size in sizes]
-    wrong = _by_side(workspace, partial(wrong_alignment, predictor, workspace, size=n))
+    wrong = _by_side(workspace, partial(wrong_alignment, predict, workspace, size=n))
     return {
         "context_sizes": sizes,
         "context_curve": {
@@ -76,11 +75,11 @@ def diagnose(predictor: PreferencePredictor, workspace: Workspace) -> dict[str, 
         },
         "context_gain": _difference(own(n), own(0)),
         "wrong_context": _difference(own(n), wrong),
-        "ordinal_alignment": _by_side(workspace, partial(_ordinal, predictor, workspace)),
+        "ordinal_alignment": _by_side(workspace, partial(_ordinal, predict, workspace)),
         "references": references_by_side(
             workspace, {"seen": workspace.seen, "unseen": workspace.unseen}
         ),
-        "examples": _examples(predictor, workspace),
+        "examples": _examples(predict, workspace),
     }
 
 
@@ -110,26 +109,22 @@ def _halves(workspace: Workspace, group: str) -> tuple[GroupTable, IntArray, Int
     return table, of_other_prompts(table, order[: len(order) // 2], table, targets), targets
 
 
-def own_alignment(
-    predictor: PreferencePredictor, workspace: Workspace, group: str, size: int
-) -> float:
+def own_alignment(predict: ManyContexts, workspace: Workspace, group: str, size: int) -> float:
     table, pool, targets = _halves(workspace, group)
-    return score_targets(predict_targets(predictor, table, pool[:size], targets)).alignment
+    return score_targets(predict(table, pool[:size], targets)).alignment
 
 
 def wrong_alignment(
-    predictor: PreferencePredictor, workspace: Workspace, group: str, size: int
+    predict: ManyContexts, workspace: Workspace, group: str, size: int
 ) -> float | None:
     """Show the predictor other groups' answers, to prompts outside the targets."""
     table, _, targets = _halves(workspace, group)
-    batch = table.batch(targets).without_answers()
     scores = []
     for stranger in _others(workspace, group):
         other = workspace.table(stranger)
         order = evaluation_order(other, workspace.config.seed)
         pool = of_other_prompts(other, order, table, targets)
-        predicted = predictor.predict(other.batch(pool[:size]), batch).double().cpu().numpy()
-        scores.append(beside_answers(predicted, table, targets).alignment.mean())
+        scores.append(predict.shown(other, pool[:size], table, targets).alignment.mean())
     return float(np.mean(scores)) if scores else None
 
 
@@ -140,9 +135,9 @@ def _others(workspace: Workspace, group: str) -> Sequence[str]:
     return (side[at + 1 :] + side[:at])[:OTHER_GROUPS]
 
 
-def _ordinal(predictor: PreferencePredictor, workspace: Workspace, group: str) -> float | None:
+def _ordinal(predict: ManyContexts, workspace: Workspace, group: str) -> float | None:
     """Score the ordinal target questions by 1 - W1 / max W1; None without any."""
-    targets = _paper_targets(predictor, workspace, group)
+    targets = _paper_targets(predict, workspace, group)
     scores = []
     for place, index in enumerate(targets.index):
         positions = workspace.table(group).questions[index].ordinal
@@ -156,17 +151,17 @@ def _ordinal(predictor: PreferencePredictor, workspace: Workspace, group: str) -
     return float(np.mean(scores)) if scores else None
 
 
-def _paper_targets(predictor: PreferencePredictor, workspace: Workspace, group: str) -> Targets:
+def _paper_targets(predict: ManyContexts, workspace: Workspace, group: str) -> Targets:
     table, config = workspace.table(group), workspace.config
     context, targets = context_and_targets(table, "all", config.context_questions, config.seed)
-    return predict_targets(predictor, table, context, targets)
+    return predict(table, context, targets)
 
 
-def _examples(predictor: PreferencePredictor, workspace: Workspace) -> list[dict[str, Any]]:
+def _examples(predict: ManyContexts, workspace: Workspace) -> list[dict[str, Any]]:
     """Pick the best, median and worst questions over the unseen (or, without any, seen) groups."""
     scored = []
     for group in workspace.unseen or workspace.seen:
-        targets = _paper_targets(predictor, workspace, group)
+        targets = _paper_targets(predict, workspace, group)
         scored += [(float(s), group, i, targets) for i, s in enumerate(targets.alignment)]
     scored.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
     middle = max(0, len(scored) // 2 - EXAMPLES_A_RANK // 2)

@@ -4,11 +4,11 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray, owners
 from pluralllm_fl.metrics import (
@@ -158,14 +158,46 @@ def of_other_prompts(
     return np.array(kept, dtype=np.int64)
 
 
-@torch.no_grad()
 def predict_targets(
     predictor: PreferencePredictor, table: GroupTable, context: IntArray, targets: IntArray
 ) -> Targets:
     """Predict all targets of a group in one pass, given its answers to the context questions."""
-    asked = table.batch(targets).without_answers()
-    predicted = predictor.predict(table.batch(context), asked)
+    predicted = predictor.predict(table.batch(context), table.batch(targets).without_answers())
     return beside_answers(predicted.double().cpu().numpy(), table, targets)
+
+
+class ManyContexts:
+    """A predictor that shows many contexts and reads the texts of a group's questions once.
+
+    What it says of options whatever the context is kept: a few numbers each.
+    """
+
+    def __init__(self, predictor: PreferencePredictor) -> None:
+        self.predictor = predictor.eval()
+        self._known: dict[str, tuple[GroupTable, tuple[Tensor, ...]]] = {}
+
+    def __call__(self, table: GroupTable, context: IntArray, targets: IntArray) -> Targets:
+        """As `predict_targets`."""
+        return self.shown(table, context, table, targets)
+
+    @torch.no_grad()
+    def shown(
+        self, source: GroupTable, context: IntArray, table: GroupTable, targets: IntArray
+    ) -> Targets:
+        """Predict a group's targets, given the answers of `source` to its context questions."""
+        encoded = self.predictor.encode_context(source.batch(context), self._rows(source, context))
+        asked = table.batch(targets).without_answers()
+        predicted = self.predictor.score(encoded, asked, self._rows(table, targets))
+        p = predicted.log_probability.exp().double().cpu().numpy()
+        return beside_answers(p, table, targets)
+
+    def _rows(self, table: GroupTable, questions: IntArray) -> tuple[Tensor, ...]:
+        held, known = self._known.get(table.group, (None, ()))
+        if held is not table:
+            known = self.predictor.know(table.batch(range(len(table))))
+            self._known[table.group] = (table, known)
+        rows = torch.from_numpy(table.options(questions))
+        return tuple(part[rows] for part in known)
 
 
 def beside_answers(predicted: FloatArray, table: GroupTable, targets: IntArray) -> Targets:
@@ -201,7 +233,7 @@ def evaluate_group(
     predictor: PreferencePredictor, table: GroupTable, *, context_questions: int, seed: int
 ) -> dict[EvaluationSplit, SplitScore]:
     """Score one group on every split of questions."""
-    predict = partial(predict_targets, predictor.eval())
+    predict = ManyContexts(predictor)
     return score_splits(predict, table, context_questions=context_questions, seed=seed)
 
 

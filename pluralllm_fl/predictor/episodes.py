@@ -212,12 +212,12 @@ class GroupTable:
 
     def answers(self, questions: Sequence[int] | IntArray) -> NDArray[np.float32]:
         """Return the distributions of questions by index, flat."""
-        found: NDArray[np.float32] = self.distribution[self._options(questions)]
+        found: NDArray[np.float32] = self.distribution[self.options(questions)]
         return found
 
     def offers(self, questions: Sequence[int] | IntArray) -> BoolArray | None:
         """Return which options of questions by index were offered, flat; None: all."""
-        return None if self.offered is None else self.offered[self._options(questions)]
+        return None if self.offered is None else self.offered[self.options(questions)]
 
     def batch(self, questions: Sequence[int] | IntArray) -> QuestionBatch:
         """Gather questions (with the group's answers and what it was offered) by index."""
@@ -231,8 +231,8 @@ class GroupTable:
             None if offered is None else torch.from_numpy(offered),
         )
 
-    def _options(self, questions: Sequence[int] | IntArray) -> IntArray:
-        """Return the places of the options of questions by index."""
+    def options(self, questions: Sequence[int] | IntArray) -> IntArray:
+        """Return the places of the options of questions by index, among those of all questions."""
         index = np.asarray(questions, dtype=np.int64)
         return option_rows(starts(self.size)[index], self.size[index])
 

@@ -10,10 +10,12 @@ NEWTON_STEPS = 7  # of conditioning
 LATENT_STEPS = 12  # of `latent`, which costs little
 LONGEST_STEP = 2.0  # in logits
 
+# Of every option the unit vectors of its question and of its deviation, (N, dim), and its factors,
+# (N, factors): what the covariance is a function of.
+Place = tuple[Tensor, Tensor, Tensor]
 
-def covariance(
-    rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], numbers: dict[str, Tensor]
-) -> Tensor:
+
+def covariance(rows: Place, columns: Place, numbers: dict[str, Tensor]) -> Tensor:
     """Return the prior covariance of options' logits.
 
     ``spread F Fᵀ + novelty exp(a (q·q' − 1) + b (d·d' − 1))``: along the learned factors, and
@@ -21,9 +23,7 @@ def covariance(
 
     Parameters
     ----------
-    rows, columns : tuple of Tensor
-        Of every option the unit vectors of its question and of its deviation, (N, dim), and its
-        factors, (N, factors).
+    rows, columns : Place
     numbers : dict of str to Tensor
         Logarithms of ``spread``, ``novelty``, ``question_scale`` (a) and ``option_scale`` (b).
 

@@ -61,13 +61,25 @@ class PreferencePredictor(nn.Module):
         self.config = config
         self.network = NETWORKS[config.architecture].from_config(config)
 
-    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
-        """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""
-        return self.network.encode_context(context)
+    def know(self, batch: QuestionBatch) -> tuple[Tensor, ...]:
+        """Return what the network says of options whatever the context, each with N rows.
 
-    def score(self, context: tuple[Tensor, ...], targets: QuestionBatch) -> Prediction:
+        Hand it, or some of its rows, to `encode_context` and `score` where several contexts or
+        targets share it: it is most of their work.
+        """
+        return self.network.know(batch)
+
+    def encode_context(
+        self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, ...]:
+        """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""
+        return self.network.encode_context(context, known)
+
+    def score(
+        self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
+    ) -> Prediction:
         """Score the targets' options given an encoded context; answers in `targets` are unused."""
-        logits, log_std = self.network.score(context, targets)
+        logits, log_std = self.network.score(context, targets, known)
         return Prediction(targets.log_softmax(logits), log_std)
 
     def forward(self, context: QuestionBatch | None, targets: QuestionBatch) -> Prediction:

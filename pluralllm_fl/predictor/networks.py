@@ -98,13 +98,23 @@ class Network(nn.Module, ABC):
         """
         return cls(**{name: getattr(config, name) for name in inspect.signature(cls).parameters})
 
+    def know(self, batch: QuestionBatch) -> tuple[Tensor, ...]:
+        """Return what it says of a batch's options whatever the context, each with N rows.
+
+        `encode_context` and `score` take it, so that several contexts share it. Here: nothing.
+        """
+        del batch
+        return ()
+
     @abstractmethod
-    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+    def encode_context(
+        self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, ...]:
         """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""
 
     @abstractmethod
     def score(
-        self, context: tuple[Tensor, ...], targets: QuestionBatch
+        self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """Return the targets' logits, shape (N,), and log standard deviations or None."""
 

@@ -49,8 +49,11 @@ class PublishedNetwork(Network):
             nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, 2)
         )
 
-    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+    def encode_context(
+        self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, ...]:
         """Return keys and values of the context tokens in each layer, (C, 2 width) each."""
+        del known
         if context is None or not len(context):
             empty = next(self.parameters()).new_zeros(0, 2 * self.width)
             return tuple(empty for _ in self.layers)
@@ -65,12 +68,13 @@ class PublishedNetwork(Network):
         return tuple(encoded)
 
     def score(
-        self, context: tuple[Tensor, ...], targets: QuestionBatch
+        self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """Return the head's means (as logits) and log standard deviations, shape (N,) each."""
+        del known
         x = self._tokens(targets.embedding, targets.embedding.new_zeros(len(targets.question)))
-        for layer, known in zip(self._blocks, context, strict=True):
-            x = _post_norm(layer, x, known)
+        for layer, attended in zip(self._blocks, context, strict=True):
+            x = _post_norm(layer, x, attended)
         mean, log_std = self.head(x).unbind(-1)
         return mean, log_std
 

@@ -17,7 +17,7 @@ from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.predictor.episodes import EpisodeSampler, GroupTable, QuestionBatch
 from pluralllm_fl.predictor.features import centred, directions, orthogonal_frequencies
-from pluralllm_fl.predictor.gaussian_process import condition, covariance, latent
+from pluralllm_fl.predictor.gaussian_process import Place, condition, covariance, latent
 from pluralllm_fl.predictor.losses import prediction_loss
 from pluralllm_fl.predictor.networks import Network
 
@@ -42,46 +42,30 @@ TRIED_UNTIL = 1 / 3  # in so many of the rounds; then it trains on all
 COVARIANCE_SPEED = 50.0  # logarithms a unit of the trained parameter
 
 
-class Knowledge(NamedTuple):
-    """What the network says of N options before a group's context is known.
+class Known(NamedTuple):
+    """What the network says of N options whatever the context.
 
-    `mean` (N,) are logits, `factors` (N, factors) how groups differ; `question` and `deviation`
-    (N, dim) are the unit vectors q and d of every option.
+    `mean` (N,) are logits, `factors` (N, factors) how groups differ.
     """
 
     mean: Tensor
     factors: Tensor
-    question: Tensor
-    deviation: Tensor
-
-    @property
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the covariance is a function of."""
-        return self.question, self.deviation, self.factors
-
-    def select(self, options: Tensor) -> "Knowledge":
-        """Return some of the options."""
-        return Knowledge(*(part[options] for part in self))
 
 
 class Described(NamedTuple):
     """What the network reads of N options of Q questions; the weights have no part in it.
 
-    `asked` (N, dim) and `deviation` (N, dim) are the unit vectors q and d of every option,
-    `tokens` (N, 4 dim) the transformers' inputs, `option` (N, 2 dim) is [d, s], and `features`
+    `tokens` (N, 4 dim) are the transformers' inputs, `option` (N, 2 dim) is [d, s], and `features`
     (Q, 1 + dim + random features) is f(q).
     """
 
-    asked: Tensor
-    deviation: Tensor
     tokens: Tensor
     option: Tensor
     features: Tensor
 
     def pick(self, questions: Tensor, options: Tensor) -> "Described":
         """Return some of the questions, whose options these are."""
-        asked, deviation, tokens, option = (part[options] for part in self[:4])
-        return Described(asked, deviation, tokens, option, self.features[questions])
+        return Described(self.tokens[options], self.option[options], self.features[questions])
 
 
 class SetBlock(nn.Module):
@@ -208,17 +192,22 @@ class TransformerNetwork(Network):
         features = torch.cat([features, FEATURES * F.normalize(waves, dim=1)], dim=1)
         # The squares tell options apart that lie in opposite directions alike.
         squares = F.normalize(deviation.square() - 1 / self.dimension, dim=1) * SQUARES
-        return Described(asked, deviation, tokens, torch.cat([deviation, squares], dim=1), features)
+        return Described(tokens, torch.cat([deviation, squares], dim=1), features)
 
-    def know(self, batch: QuestionBatch, described: Described | None = None) -> Knowledge:
+    def know(self, batch: QuestionBatch, described: Described | None = None) -> Known:
         """Return mean and factors of the options of a batch, `described` if that is at hand."""
-        asked, deviation, tokens, option, features = described or self.describe(batch)
-        tokens = self.dropout(tokens)
-        linear = ((features @ self.linear)[batch.question] * option).sum(1)  # f(q)ᵀ M [d, s]
-        mean = self.mean(tokens, batch)[:, 0] + linear
-        return Knowledge(centred(mean, batch), self.factors(tokens, batch), asked, deviation)
+        described = described or self.describe(batch)
+        tokens = self.dropout(described.tokens)
+        mean = self.mean(tokens, batch)[:, 0] + self._linear(batch, described)
+        return Known(centred(mean, batch), self.factors(tokens, batch))
 
-    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+    def _linear(self, batch: QuestionBatch, described: Described) -> Tensor:
+        """Return ``f(q)ᵀ M [d, s]``, shape (N,)."""
+        return ((described.features @ self.linear)[batch.question] * described.option).sum(1)
+
+    def encode_context(
+        self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, ...]:
         """Condition on a group's answers.
 
         Returns
@@ -231,14 +220,18 @@ class TransformerNetwork(Network):
             empty = self.linear.new_zeros(0, self.dimension)
             factors = empty.new_zeros(0, self.factors.head.out_features)
             return empty, empty, factors, empty[:, 0]
-        context = _at_most(context, MOST_CONTEXT_OPTIONS)
-        return self._condition(context, self.know(context))
+        context, known = _at_most(context, known, MOST_CONTEXT_OPTIONS)
+        mean, factors = known or self.know(context)
+        return self._condition(context, mean, self._place(context, factors))
 
     def score(
-        self, context: tuple[Tensor, ...], targets: QuestionBatch
+        self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the targets' options, shape (N,), and no uncertainty."""
-        return self._posterior(context, self.know(targets)), None
+        mean, factors = known or self.know(targets)
+        if len(context[-1]):
+            mean = mean + self._change(context, self._place(targets, factors))
+        return mean, None
 
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
@@ -264,9 +257,9 @@ class TransformerNetwork(Network):
         with torch.no_grad():
             self.eval()
             received, known = self.know(batch, described), self.know(trial)
-            place = latent(batch, received.mean, received.factors, LATENT_EVIDENCE)
+            z = latent(batch, received.mean, received.factors, LATENT_EVIDENCE)
             self.train()
-        known = known._replace(factors=torch.zeros_like(known.factors))
+            unfactored = self._place(trial, torch.zeros_like(known.factors))
         sampler = EpisodeSampler(
             (config.context_min, config.context_max), (config.target_min, config.target_max)
         )
@@ -279,42 +272,57 @@ class TransformerNetwork(Network):
             terms = [prediction_loss(asked.log_softmax(now.mean), None, asked, config.loss)]
             if server_round == 1:  # mean and factors are noise
                 return tuple(terms)
-            logits = received.mean[options] + now.factors @ place
+            logits = received.mean[options] + now.factors @ z
             terms.append(prediction_loss(asked.log_softmax(logits), None, asked, config.loss))
             if len(held) > 1:
                 context, targets = sampler.sample(np.arange(len(held)), rng)
-                terms.append(self._trial(trial, known, context, targets))
+                terms.append(self._trial(trial, known.mean, unfactored, context, targets))
             return tuple(terms)
 
         return step
 
     def _trial(
-        self, trial: QuestionBatch, known: Knowledge, context: IntArray, targets: IntArray
+        self, trial: QuestionBatch, mean: Tensor, place: Place, context: IntArray, targets: IntArray
     ) -> Tensor:
         """Return the misalignment of targets, given the context, under the covariance as it is."""
         (shown, first), (asked, second) = trial.pick(context), trial.pick(targets)
-        encoded = self._condition(shown, known.select(first))
-        logits = self._posterior(encoded, known.select(second))
+        encoded = self._condition(shown, mean[first], _rows(place, first))
+        logits = mean[second]
+        if len(first):
+            logits = logits + self._change(encoded, _rows(place, second))
         return prediction_loss(asked.log_softmax(logits), None, asked, "alignment")
 
-    def _condition(self, context: QuestionBatch, known: Knowledge) -> tuple[Tensor, ...]:
+    def _place(self, batch: QuestionBatch, factors: Tensor) -> Place:
+        """Return what the covariance of a batch's options is a function of."""
+        question, deviation = directions(batch, self.dimension)
+        return question[batch.question], deviation, factors
+
+    def _condition(self, context: QuestionBatch, mean: Tensor, place: Place) -> tuple[Tensor, ...]:
         numbers = self.numbers()
-        prior = covariance(known.rows, known.rows, numbers)
-        coefficient = condition(context, known.mean, prior, numbers["evidence"].exp())
-        return *known.rows, coefficient
+        prior = covariance(place, place, numbers)
+        return *place, condition(context, mean, prior, numbers["evidence"].exp())
 
-    def _posterior(self, context: tuple[Tensor, ...], known: Knowledge) -> Tensor:
-        *rows, coefficient = context
-        if not len(coefficient):
-            return known.mean
-        change = covariance(known.rows, tuple(rows), self.numbers()) @ coefficient
-        return known.mean + change
+    def _change(self, context: tuple[Tensor, ...], place: Place) -> Tensor:
+        """Return how far the context moves the logits of options."""
+        question, deviation, factors, coefficient = context
+        change: Tensor = (
+            covariance(place, (question, deviation, factors), self.numbers()) @ coefficient
+        )
+        return change
 
 
-def _at_most(batch: QuestionBatch, options: int) -> QuestionBatch:
+def _rows(parts: Place, options: Tensor) -> Place:
+    first, second, third = parts
+    return first[options], second[options], third[options]
+
+
+def _at_most(
+    batch: QuestionBatch, known: tuple[Tensor, ...], options: int
+) -> tuple[QuestionBatch, tuple[Tensor, ...]]:
     """Leave out questions, the same ones in any order, until so many options remain."""
     if len(batch.question) <= options:
-        return batch
+        return batch, known
     key = batch.pad(batch.embedding)[:, 0, 0]
     order = key.argsort(stable=True)
-    return batch.select(order[batch.size[order].cumsum(0) <= options].sort().values)
+    chosen, rows = batch.pick(order[batch.size[order].cumsum(0) <= options].sort().values)
+    return chosen, tuple(part[rows] for part in known)

@@ -1,4 +1,4 @@
-"""A federation on seven machines: every fault in one run, which ends as if there was none.
+"""A federation on six machines: every fault in one run, which ends as if there was none.
 
 SuperLink, gateway and SuperNodes are the real programs, started by the scripts that
 `pluralllm deploy init` wrote, over TLS with node keys, each in a network of its own where that is
@@ -21,9 +21,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from typer.testing import CliRunner
 
-from pluralllm_fl.cli import app
 from pluralllm_fl.deploy.certificates import Authority, certificate_pem
 from tests.e2e.faults import (
     CUT,
@@ -52,6 +50,7 @@ from tests.e2e.faults import (
 from tests.e2e.federation import Deployment, write_answers
 from tests.e2e.processes import started
 from tests.e2e.units import Unit
+from tests.integration.inprocess import in_this_process
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -71,7 +70,7 @@ SETTINGS: dict[str, int] = {
 def data() -> dict[str, list[dict[str, Any]]]:
     """Answers of every node to the same questions, so that they are embedded only once."""
     dataset = survey()
-    groups = [*TRAINING, UNSEEN, LATE]
+    groups = [*TRAINING, *UNSEEN]
     sources = groups if set(groups) <= set(dataset.groups) else sorted(dataset.groups)
     answers = [dataset.groups[source].answers for source in sources]
     common = [q for q in answers[0] if all(q in other for other in answers)][:QUESTIONS]
@@ -89,21 +88,21 @@ def data() -> dict[str, list[dict[str, Any]]]:
 def federation(
     tmp_path_factory: pytest.TempPathFactory, data: dict[str, list[dict[str, Any]]]
 ) -> Iterator[Deployment]:
-    """Six of seven nodes are there and round 1 is done; another one of the six came late."""
+    """Five of six nodes are there and round 1 is done; the last of the five came late."""
     mark = f"deployment-{os.getpid()}"
     folder = tmp_path_factory.mktemp("deployment")
     with contextlib.ExitStack() as stack:
-        deployment = stack.enter_context(Deployment(folder, TRAINING, [UNSEEN, LATE], mark=mark))
+        deployment = stack.enter_context(Deployment(folder, TRAINING, UNSEEN, mark=mark))
         for group, answers in data.items():
             write_answers(deployment.node(group) / "answers.jsonl", answers)
         stack.callback(mount(deployment.node(FULL) / "state"))
         embed(deployment)
         deployment.configure(
             **{key.replace("-", "_"): value for key, value in SETTINGS.items()},
-            expected_nodes=6,
+            expected_nodes=5,
         )
         deployment.start_server()
-        for group in (*TRAINING[:-1], UNSEEN):
+        for group in (*TRAINING[:-1], LEFT):
             deployment.start_node(group)
         deployment.start_run()
         deployment.wait(lambda: deployment.status == "running", 120, "the run to look for nodes")
@@ -206,7 +205,7 @@ def test_a_key_does_not_pass_for_another_group_or_role(federation: Deployment) -
     assert refused["reason"].startswith(named)
     assert named in federation.units["run"].text()
     groups = [node["group"] for node in federation.events("roster")[0]["nodes"]]
-    assert groups == sorted([*TRAINING, UNSEEN])
+    assert groups == sorted([*TRAINING, LEFT])
 
 
 def test_node_that_comes_late_is_taken_in(node_faults: Deployment) -> None:
@@ -258,21 +257,18 @@ def test_run_is_resumed_after_each_fault_of_the_server(server_faults: Deployment
     assert text.count("joined (evaluate)") == 1  # what happened before is not told again
 
 
-def test_model_is_that_of_the_simulation_bit_for_bit(
+def test_model_is_that_of_one_process_bit_for_bit(
     server_faults: Deployment, data: dict[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
+    """As that of a simulation is (tests/e2e/test_simulation.py)."""
     write_answers(tmp_path / "all.jsonl", [row for answers in data.values() for row in answers])
-    settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
-    answer = CliRunner().invoke(app, [
-        "simulate", "--dataset", str(tmp_path / "all.jsonl"), "--seen", ";".join(TRAINING),
-        "--unseen", f"{UNSEEN};{LATE}", "--output-dir", str(tmp_path / "runs"),
-        "--final", *settings,
-        f"--set=embedding-cache={tmp_path / 'cache'}", "--set=run-name=simulated",
-    ])  # fmt: skip
-    assert answer.exit_code == 0, answer.output
+    here = in_this_process(
+        server_faults.run, tmp_path, dataset=str(tmp_path / "all.jsonl"), node_keys="",
+        seen_groups=";".join(TRAINING), unseen_groups=";".join(UNSEEN), expected_nodes=0,
+        embedding_cache=str(tmp_path / "cache"),
+    )  # fmt: skip
     ours, theirs = (
-        (run / "model" / "model.safetensors").read_bytes()
-        for run in (server_faults.run, tmp_path / "runs" / "simulated")
+        (run / "model" / "model.safetensors").read_bytes() for run in (server_faults.run, here)
     )
     assert ours == theirs
 
@@ -293,7 +289,7 @@ def intruders(
 ) -> Iterator[dict[str, Unit]]:
     """Nodes that must not get in, all at once."""
     folder, federation = tmp_path_factory.mktemp("intruders"), server_faults
-    address = (federation.node(UNSEEN) / "node.env").read_text()
+    address = (federation.node(LEFT) / "node.env").read_text()
     found = re.search(r"SUPERLINK=(\S+)", address)
     assert found is not None
     superlink = found[1]
@@ -314,7 +310,7 @@ def intruders(
     units = {}
     for number, (name, arguments) in enumerate(cases.items()):
         unit = Unit(
-            [*federation.network.inside(UNSEEN), "flower-supernode", "--superlink", superlink,
+            [*federation.network.inside(LEFT), "flower-supernode", "--superlink", superlink,
              "--host", "127.0.0.1", "--port", str(9400 + number), *arguments],
             folder / f"{number}.log",
             federation.env | {"FLWR_HOME": str(folder / str(number)),
@@ -358,6 +354,6 @@ def test_expired_certificate_is_refused_and_explained(server_faults: Deployment)
     assert not federation.listens()  # nobody is left who could show the certificate of before
     gateway.start()
     federation.wait(federation.listens, 30, "the gateway to listen again")
-    done = federation.call(UNSEEN, federation.node(UNSEEN) / "check.sh")
+    done = federation.call(LEFT, federation.node(LEFT) / "check.sh")
     assert done.returncode == 1
     assert "expired" in done.stdout, done.stdout + done.stderr

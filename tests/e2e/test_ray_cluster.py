@@ -1,7 +1,7 @@
 """simulation.py on an existing Ray cluster: several Ray nodes, the same bits, nothing left behind.
 
-Where it is permitted, the second and third Ray node run as on machines of their own: they see
-neither this package nor the launcher's temporary files nor its embedding cache.
+Where it is permitted, the second Ray node runs as on a machine of its own: it sees neither
+this package nor the launcher's temporary files nor its embedding cache.
 """
 
 import json
@@ -23,10 +23,11 @@ import pytest
 
 from tests.e2e.flower import BIN, ROOT, free_ports
 from tests.e2e.processes import mark, started, until
+from tests.integration.inprocess import in_this_process
 
 __all__ = ["mark"]
 
-NODES = 3
+NODES = 2
 SMALL = {
     "synthetic-groups": 4, "synthetic-questions": 40, "num-server-rounds": 2, "local-steps": 3,
     "question-features": 32, "width": 16, "feed-forward": 16, "context-questions": 10,
@@ -99,7 +100,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A Ray cluster of three nodes; everything of it is stopped in the end."""
+    """A Ray cluster of two nodes; everything of it is stopped in the end."""
     # Ray's sockets allow no long path.
     with tempfile.TemporaryDirectory(prefix="plray", dir="/tmp") as folder:
         temporary, cache = Path(folder) / "t", tmp_path / "cache"
@@ -120,19 +121,19 @@ def temporary_folders() -> set[Path]:
 def test_same_bits_on_several_ray_nodes_and_nothing_left(
     cluster: Cluster, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = simulate(tmp_path / "alone", ray_address="")
     if not until(lambda: cluster.look()["alive"] == NODES, 30):
         pytest.skip(f"Ray cannot start {NODES} nodes here: {cluster.log()}")
     own, folders = set(started(mark)), temporary_folders()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(RAY_JOB))
     with at_work(mark) as workers:
-        shared = simulate(tmp_path / "shared", ray_address=cluster.address)
+        shared = simulate(tmp_path / "shared", cluster.address)
+    here = in_this_process(shared, tmp_path)
     assert len(workers) > 1
     for environment in workers.values():
         assert (environment["OMP_NUM_THREADS"], environment["OF_THE_JOB"]) == ("1", "yes")
-    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (alone, shared)]
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (here, shared)]
     assert weights[0] == weights[1]
-    assert scores(alone) == scores(shared)
+    assert scores(here) == scores(shared)
     assert until(lambda: own >= set(started(mark)), 15), set(started(mark)) - own
     assert temporary_folders() <= folders
     found = cluster.look()
@@ -141,7 +142,7 @@ def test_same_bits_on_several_ray_nodes_and_nothing_left(
         assert found["free"][resource] == found["all"][resource]
 
 
-def simulate(output: Path, *, ray_address: str) -> Path:
+def simulate(output: Path, ray_address: str) -> Path:
     """Run simulation.py to its end; return the run directory."""
     output.mkdir()
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
@@ -169,7 +170,7 @@ def at_work(mark: str) -> Iterator[dict[int, dict[str, str]]]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.1):
+        while not done.wait(0.3):
             for process in psutil.process_iter():
                 try:
                     working = process.cmdline()[:1] == ["ray::ClientAppActor.run"]

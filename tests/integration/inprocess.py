@@ -4,6 +4,8 @@ import json
 import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
+from client_app import app
 from pluralllm_fl.config import RunConfig, default_run_config
+from pluralllm_fl.evaluation.opening import run_config
 from pluralllm_fl.evaluation.scores import EVALUATION_SPLITS, SplitScore
 from pluralllm_fl.federation.session import run_federation
+from pluralllm_fl.predictor.model import initial_predictor
+from pluralllm_fl.predictor.training import learning_rate_at
+from pluralllm_fl.runs.record import RunRecord
 from pluralllm_fl.wire import messages
 from pluralllm_fl.wire.messages import (
     METRICS,
@@ -286,6 +293,15 @@ def tiny_run(
     return run_federation(
         grid, config, lambda dimension, _: TinyModel(dimension), lambda c, _: c.learning_rate
     )
+
+
+def in_this_process(run: Path, output: Path, **changes: bool | float | int | str) -> Path:
+    """Repeat a finished run with the real nodes in this process; return its run directory."""
+    own = {"output_dir": str(output), "run_name": "here", "resume": ""}
+    config = replace(run_config(run), **own | changes)
+    nodes = len(RunRecord.read(run, "seen", "unseen").groups)
+    grid = InProcessGrid(app, nodes, config.to_run_config())
+    return run_federation(grid, config, partial(initial_predictor, config), learning_rate_at)
 
 
 def scores_in(request: Message, reply: Message) -> tuple[int, MetricRecord] | None:

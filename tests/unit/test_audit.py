@@ -54,11 +54,14 @@ class Ledger(Network):
     def from_config(cls, config: PredictorConfig) -> Self:
         return cls(config.embedding_dim)
 
-    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:  # noqa: ARG002
+    def encode_context(
+        self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         return ()
 
     def score(
-        self, context: tuple[Tensor, ...], targets: QuestionBatch  # noqa: ARG002
+        self, context: tuple[Tensor, ...], targets: QuestionBatch,  # noqa: ARG002
+        known: tuple[Tensor, ...] = (),  # noqa: ARG002
     ) -> tuple[Tensor, None]:  # fmt: skip
         return targets.embedding @ self.logits, None
 

@@ -8,6 +8,7 @@ from scipy.spatial.distance import jensenshannon
 from pluralllm_fl.evaluation.scores import (
     EVALUATION_SPLITS,
     NO_SCORE,
+    ManyContexts,
     SplitScore,
     context_and_targets,
     evaluate_group,
@@ -124,6 +125,21 @@ def test_scores_equal_scipy_in_a_loop(table: GroupTable, predictor: PreferencePr
     assert score.uniform == pytest.approx(np.mean(uniform), abs=1e-6)
     assert score.low <= score.alignment <= score.high
     assert score.questions == len(targets)
+
+
+@pytest.mark.parametrize("architecture", ["transformer", "published"])
+def test_many_contexts_share_what_is_known_of_the_questions(architecture: str) -> None:
+    torch.manual_seed(0)
+    config = PredictorConfig(architecture=architecture, embedding_dim=DIMENSION, width=16)
+    predictor = PreferencePredictor(config).eval()
+    table, other = tiny_table(), tiny_table(seed=1)
+    predict, targets = ManyContexts(predictor), np.array([31, 7, 40])
+    asked = table.batch(targets).without_answers()
+    for source, context in ((table, [3, 1, 2]), (other, [5, 0]), (table, []), (table, [20])):
+        found = predict.shown(source, np.array(context, dtype=np.int64), table, targets)
+        alone = predictor.predict(source.batch(context), asked)
+        np.testing.assert_allclose(found.predicted, alone, atol=1e-6)
+        np.testing.assert_array_equal(found.true, table.answers(targets))
 
 
 def test_an_empty_split_has_no_score(predictor: PreferencePredictor) -> None:

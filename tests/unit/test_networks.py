@@ -44,15 +44,19 @@ class Toy(Network):
     def from_config(cls, config: PredictorConfig) -> Self:
         return cls(config.embedding_dim)
 
-    def encode_context(self, context: QuestionBatch | None) -> tuple[Tensor, ...]:
+    def encode_context(
+        self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, ...]:
+        del known
         if context is None or not len(context):
             return (torch.zeros(()),)
         assert context.distribution is not None
         return (context.distribution.square().mean(),)
 
     def score(
-        self, context: tuple[Tensor, ...], targets: QuestionBatch
+        self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor | None]:
+        del known
         return self.score_option(targets.embedding)[:, 0] * (1 + context[0]), None
 
     def objective(

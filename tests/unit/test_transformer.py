@@ -13,7 +13,7 @@ from torch import Tensor
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.predictor import transformer
 from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
-from pluralllm_fl.predictor.features import orthogonal_frequencies
+from pluralllm_fl.predictor.features import directions, orthogonal_frequencies
 from pluralllm_fl.predictor.transformer import TransformerNetwork
 from tests.tiny import DIMENSION, tiny_table
 
@@ -87,9 +87,10 @@ def test_of_two_vectors_in_a_row_the_first_is_the_questions_and_the_last_the_opt
     result, batch = network(), tiny_table().batch(range(15))
     other = replace(batch, embedding=batch.embedding.flip(0))
     with torch.no_grad():
-        both, first, last = map(result.know, (side_by_side(other, batch), other, batch))
-    assert torch.equal(both.question, first.question)
-    assert torch.equal(both.deviation, last.deviation)
+        both = result.describe(side_by_side(other, batch))
+        first, last = result.describe(other), result.describe(batch)
+    assert torch.equal(both.features, first.features)
+    assert torch.equal(both.option, last.option)
 
 
 def test_a_vector_twice_in_a_row_says_what_it_says_once() -> None:
@@ -107,7 +108,8 @@ def test_the_linear_part_is_a_sum_over_products_of_features() -> None:
         found = result.know(batch)
     matrix, expected = result.linear.detach().double().numpy(), []
     frequencies = result.get_buffer("frequencies").double().numpy()
-    for q, d in zip(found.question.double().numpy(), found.deviation.double().numpy(), strict=True):
+    question, deviation = (part.double().numpy() for part in directions(batch, DIMENSION))
+    for q, d in zip(question[batch.question], deviation, strict=True):
         angle = frequencies @ q
         waves = np.append(np.cos(angle), np.sin(angle))
         squares = d**2 - 1 / DIMENSION
