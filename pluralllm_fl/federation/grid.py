@@ -79,11 +79,11 @@ class GuardedGrid(Grid):
         pending = self._push(outcomes)
         deadline = time.monotonic() + self.timeout
         probes = None if self.roster.simulated else Probes(self.inner)
-        delay = 0.02
+        delay, longest = 0.02, 0.1 if self.roster.simulated else 1.0
         while pending and time.monotonic() < deadline:
             if probes is not None:
                 pending = self._probe(probes, pending)
-            delay = 0.02 if self._pull(pending) else min(delay * 1.5, 1.0)
+            delay = 0.02 if self._pull(pending) else min(delay * 1.5, longest)
             if pending:
                 pause(delay)
         for outcome in pending.values():
