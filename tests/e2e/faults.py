@@ -19,9 +19,9 @@ from pluralllm_fl.deploy.check_data import check_embedding
 from pluralllm_fl.preferences import PreferenceDataset
 from tests.e2e.federation import Deployment
 
-KILLED, CUT, FULL, STARVED = "Germany", "Nigeria", "Egypt", "Canada"
-TRAINING = [KILLED, CUT, FULL, STARVED]
-LEFT, LATE = UNSEEN = ["Japan", "Brazil"]
+KILLED, CUT, FULL, LEFT, STARVED = "Germany", "Nigeria", "Egypt", "Argentina", "Canada"
+TRAINING = [KILLED, CUT, FULL, LEFT, STARVED]
+LATE = "Brazil"  # never trains
 QUESTIONS = 40
 
 
@@ -56,7 +56,7 @@ def impersonate(deployment: Deployment, holder: str, group: str) -> None:
 
 def embed(deployment: Deployment) -> None:
     """Embed the questions on the first node, as check.sh does; the others get a copy."""
-    first, *others = (deployment.node(group) for group in (*TRAINING, *UNSEEN))
+    first, *others = (deployment.node(group) for group in (*TRAINING, LATE))
     (finding,) = check_embedding(first, load_dataset(str(first / "answers.jsonl")))
     assert finding.status == "ok", finding.message
     for other in others:

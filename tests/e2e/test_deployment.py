@@ -32,7 +32,6 @@ from tests.e2e.faults import (
     QUESTIONS,
     STARVED,
     TRAINING,
-    UNSEEN,
     at_work,
     dropped,
     embed,
@@ -70,7 +69,7 @@ SETTINGS: dict[str, int] = {
 def data() -> dict[str, list[dict[str, Any]]]:
     """Answers of every node to the same questions, so that they are embedded only once."""
     dataset = survey()
-    groups = [*TRAINING, *UNSEEN]
+    groups = [*TRAINING, LATE]
     sources = groups if set(groups) <= set(dataset.groups) else sorted(dataset.groups)
     answers = [dataset.groups[source].answers for source in sources]
     common = [q for q in answers[0] if all(q in other for other in answers)][:QUESTIONS]
@@ -92,7 +91,7 @@ def federation(
     mark = f"deployment-{os.getpid()}"
     folder = tmp_path_factory.mktemp("deployment")
     with contextlib.ExitStack() as stack:
-        deployment = stack.enter_context(Deployment(folder, TRAINING, UNSEEN, mark=mark))
+        deployment = stack.enter_context(Deployment(folder, TRAINING, [LATE], mark=mark))
         for group, answers in data.items():
             write_answers(deployment.node(group) / "answers.jsonl", answers)
         stack.callback(mount(deployment.node(FULL) / "state"))
@@ -102,7 +101,7 @@ def federation(
             expected_nodes=5,
         )
         deployment.start_server()
-        for group in (*TRAINING[:-1], LEFT):
+        for group in TRAINING[:-1]:
             deployment.start_node(group)
         deployment.start_run()
         deployment.wait(lambda: deployment.status == "running", 120, "the run to look for nodes")
@@ -205,7 +204,7 @@ def test_a_key_does_not_pass_for_another_group_or_role(federation: Deployment) -
     assert refused["reason"].startswith(named)
     assert named in federation.units["run"].text()
     groups = [node["group"] for node in federation.events("roster")[0]["nodes"]]
-    assert groups == sorted([*TRAINING, LEFT])
+    assert groups == sorted(TRAINING)
 
 
 def test_node_that_comes_late_is_taken_in(node_faults: Deployment) -> None:
@@ -264,7 +263,7 @@ def test_model_is_that_of_one_process_bit_for_bit(
     write_answers(tmp_path / "all.jsonl", [row for answers in data.values() for row in answers])
     here = in_this_process(
         server_faults.run, tmp_path, dataset=str(tmp_path / "all.jsonl"), node_keys="",
-        seen_groups=";".join(TRAINING), unseen_groups=";".join(UNSEEN), expected_nodes=0,
+        seen_groups=";".join(TRAINING), unseen_groups=LATE, expected_nodes=0,
         embedding_cache=str(tmp_path / "cache"),
     )  # fmt: skip
     ours, theirs = (
