@@ -15,7 +15,6 @@ from pluralllm_fl.evaluation.diagnostics import own_alignment, wrong_alignment
 from pluralllm_fl.evaluation.references import reference_alignment, seen_mean
 from pluralllm_fl.evaluation.scores import (
     ManyContexts,
-    beside_answers,
     evaluate_group,
     evaluation_order,
     split_blocks,
@@ -120,10 +119,11 @@ def context_curve(
     of another group from its questions outside the targets. A draw for which a group has too few
     answers is left out, and so is a side without any.
     """
-    return [{"size": size} | _sides(predictor, workspace, size) for size in sizes]
+    predict = ManyContexts(predictor)
+    return [{"size": size} | _sides(predict, workspace, size) for size in sizes]
 
 
-def _sides(predictor: PreferencePredictor, workspace: Workspace, size: int) -> dict[str, float]:
+def _sides(predict: ManyContexts, workspace: Workspace, size: int) -> dict[str, float]:
     seed, groups = workspace.config.seed, workspace.unseen
     scores: dict[str, list[float]] = {"own": [], "wrong": []}
     for at, group in enumerate(groups):
@@ -131,7 +131,6 @@ def _sides(predictor: PreferencePredictor, workspace: Workspace, size: int) -> d
         order = evaluation_order(table, seed)
         targets = order[len(order) // 2 :]
         asked = {table.questions[i] for i in targets}
-        batch = table.batch(targets).without_answers()
         for draw in range(DRAWS if size else 1):
             shown_by = {"own": group}
             if strangers := groups[at + 1 :] + groups[:at]:
@@ -142,8 +141,6 @@ def _sides(predictor: PreferencePredictor, workspace: Workspace, size: int) -> d
                 pool = [i for i in drawn if answers.questions[i] not in asked][:size]
                 if len(pool) < size:
                     continue
-                context = answers.batch(np.array(pool, dtype=np.int64))
-                predicted = predictor.predict(context, batch).double().cpu().numpy()
-                found = beside_answers(predicted, table, targets).alignment
-                scores[side].append(float(found.mean()))
+                found = predict.shown(answers, np.array(pool, dtype=np.int64), table, targets)
+                scores[side].append(float(found.alignment.mean()))
     return {side: float(np.mean(values)) for side, values in scores.items() if values}

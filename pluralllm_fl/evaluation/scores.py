@@ -169,7 +169,8 @@ def predict_targets(
 class ManyContexts:
     """A predictor that shows many contexts and reads the texts of a group's questions once.
 
-    What it says of options whatever the context is kept: a few numbers each.
+    What it says of options whatever the context is kept: a few numbers each. So its weights must
+    stay as they are.
     """
 
     def __init__(self, predictor: PreferencePredictor) -> None:
@@ -194,7 +195,7 @@ class ManyContexts:
     def _rows(self, table: GroupTable, questions: IntArray) -> tuple[Tensor, ...]:
         held, known = self._known.get(table.group, (None, ()))
         if held is not table:
-            known = self.predictor.know(table.batch(range(len(table))))
+            known = self.predictor.know(table.batch(range(len(table))).without_answers())
             self._known[table.group] = (table, known)
         rows = torch.from_numpy(table.options(questions))
         return tuple(part[rows] for part in known)

@@ -101,7 +101,8 @@ class Network(nn.Module, ABC):
     def know(self, batch: QuestionBatch) -> tuple[Tensor, ...]:
         """Return what it says of a batch's options whatever the context, each with N rows.
 
-        `encode_context` and `score` take it, so that several contexts share it. Here: nothing.
+        `encode_context` and `score` take it as `known`, of these very options in their order, so
+        that several contexts share it; empty, it is not at hand. Here: nothing.
         """
         del batch
         return ()

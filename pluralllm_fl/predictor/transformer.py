@@ -221,16 +221,15 @@ class TransformerNetwork(Network):
             factors = empty.new_zeros(0, self.factors.head.out_features)
             return empty, empty, factors, empty[:, 0]
         context, known = _at_most(context, known, MOST_CONTEXT_OPTIONS)
-        mean, factors = known or self.know(context)
-        return self._condition(context, mean, self._place(context, factors))
+        return self._condition(context, *self._prior(context, known))
 
     def score(
         self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the targets' options, shape (N,), and no uncertainty."""
-        mean, factors = known or self.know(targets)
+        mean, place = self._prior(targets, known)
         if len(context[-1]):
-            mean = mean + self._change(context, self._place(targets, factors))
+            mean = mean + self._change(context, place)
         return mean, None
 
     def objective(
@@ -259,7 +258,8 @@ class TransformerNetwork(Network):
             received, known = self.know(batch, described), self.know(trial)
             z = latent(batch, received.mean, received.factors, LATENT_EVIDENCE)
             self.train()
-            unfactored = self._place(trial, torch.zeros_like(known.factors))
+            known = known._replace(factors=torch.zeros_like(known.factors))
+            mean, unfactored = self._prior(trial, known)
         sampler = EpisodeSampler(
             (config.context_min, config.context_max), (config.target_min, config.target_max)
         )
@@ -276,7 +276,7 @@ class TransformerNetwork(Network):
             terms.append(prediction_loss(asked.log_softmax(logits), None, asked, config.loss))
             if len(held) > 1:
                 context, targets = sampler.sample(np.arange(len(held)), rng)
-                terms.append(self._trial(trial, known.mean, unfactored, context, targets))
+                terms.append(self._trial(trial, mean, unfactored, context, targets))
             return tuple(terms)
 
         return step
@@ -292,10 +292,17 @@ class TransformerNetwork(Network):
             logits = logits + self._change(encoded, _rows(place, second))
         return prediction_loss(asked.log_softmax(logits), None, asked, "alignment")
 
-    def _place(self, batch: QuestionBatch, factors: Tensor) -> Place:
-        """Return what the covariance of a batch's options is a function of."""
-        question, deviation = directions(batch, self.dimension)
-        return question[batch.question], deviation, factors
+    def _prior(self, batch: QuestionBatch, known: tuple[Tensor, ...]) -> tuple[Tensor, Place]:
+        """Return the mean of a batch's options, and what their covariance is a function of."""
+        if known:
+            mean, factors = known
+            question, deviation = directions(batch, self.dimension)
+        else:
+            described = self.describe(batch)
+            mean, factors = self.know(batch, described)
+            question = described.features[:, 1 : 1 + self.dimension]
+            deviation = described.option[:, : self.dimension]
+        return mean, (question[batch.question], deviation, factors)
 
     def _condition(self, context: QuestionBatch, mean: Tensor, place: Place) -> tuple[Tensor, ...]:
         numbers = self.numbers()
