@@ -227,10 +227,7 @@ class TransformerNetwork(Network):
         self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the targets' options, shape (N,), and no uncertainty."""
-        mean, place = self._prior(targets, known)
-        if len(context[-1]):
-            mean = mean + self._change(context, place)
-        return mean, None
+        return self._posterior(context, *self._prior(targets, known)), None
 
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
@@ -287,9 +284,7 @@ class TransformerNetwork(Network):
         """Return the misalignment of targets, given the context, under the covariance as it is."""
         (shown, first), (asked, second) = trial.pick(context), trial.pick(targets)
         encoded = self._condition(shown, mean[first], _rows(place, first))
-        logits = mean[second]
-        if len(first):
-            logits = logits + self._change(encoded, _rows(place, second))
+        logits = self._posterior(encoded, mean[second], _rows(place, second))
         return prediction_loss(asked.log_softmax(logits), None, asked, "alignment")
 
     def _prior(self, batch: QuestionBatch, known: tuple[Tensor, ...]) -> tuple[Tensor, Place]:
@@ -309,13 +304,13 @@ class TransformerNetwork(Network):
         prior = covariance(place, place, numbers)
         return *place, condition(context, mean, prior, numbers["evidence"].exp())
 
-    def _change(self, context: tuple[Tensor, ...], place: Place) -> Tensor:
-        """Return how far the context moves the logits of options."""
+    def _posterior(self, context: tuple[Tensor, ...], mean: Tensor, place: Place) -> Tensor:
+        """Return the logits of options, given a context."""
         question, deviation, factors, coefficient = context
-        change: Tensor = (
-            covariance(place, (question, deviation, factors), self.numbers()) @ coefficient
-        )
-        return change
+        if not len(coefficient):
+            return mean
+        shared = covariance(place, (question, deviation, factors), self.numbers())
+        return mean + shared @ coefficient
 
 
 def _rows(parts: Place, options: Tensor) -> Place:

@@ -295,13 +295,17 @@ def tiny_run(
     )
 
 
+def run_on(grid: InProcessGrid, config: RunConfig) -> Path:
+    """Train the real predictor on a grid's nodes and return the run directory."""
+    return run_federation(grid, config, partial(initial_predictor, config), learning_rate_at)
+
+
 def in_this_process(run: Path, output: Path, **changes: bool | float | int | str) -> Path:
     """Repeat a finished run with the real nodes in this process; return its run directory."""
     own = {"output_dir": str(output), "run_name": "here", "resume": ""}
     config = replace(run_config(run), **own | changes)
     nodes = len(RunRecord.read(run, "seen", "unseen").groups)
-    grid = InProcessGrid(app, nodes, config.to_run_config())
-    return run_federation(grid, config, partial(initial_predictor, config), learning_rate_at)
+    return run_on(InProcessGrid(app, nodes, config.to_run_config()), config)
 
 
 def scores_in(request: Message, reply: Message) -> tuple[int, MetricRecord] | None:

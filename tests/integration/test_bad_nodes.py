@@ -17,8 +17,8 @@ from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.wire.records import to_arrays
 from tests.integration.bad_nodes import ATTACKS, SMALL_PART, with_bad_nodes
-from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays
-from tests.integration.test_updates import run_on, settings
+from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays, run_on
+from tests.integration.test_updates import settings
 
 Values = NDArray[np.generic]
 

