@@ -1,17 +1,16 @@
 """The ClientApp: introduce, train, evaluate and reward over one group's data."""
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from pluralllm_fl.federation.node import LocalNode, discreet
 from pluralllm_fl.wire.changes import NODE_ENDS
 from pluralllm_fl.wire.messages import (
     ARRAYS,
-    METRICS,
     Order,
     RewardRequest,
+    evaluated,
     rewarded,
-    score_record,
     trained,
 )
 
@@ -44,7 +43,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the received predictor on this node's group; reply with numbers only."""
     with discreet(context):
         scores = LocalNode.from_context(context).evaluate(message.content.array_records[ARRAYS])
-    return Message(RecordDict({METRICS: score_record(scores)}), reply_to=message)
+    return Message(evaluated(scores), reply_to=message)
 
 
 @app.query("reward")

@@ -13,7 +13,15 @@ from pluralllm_fl.federation.grid import GuardedGrid, Outcome
 from pluralllm_fl.federation.outliers import far_from_others
 from pluralllm_fl.federation.roster import Node
 from pluralllm_fl.runs.events import Event
-from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, SCORES, TRAIN_KEYS
+from pluralllm_fl.wire.messages import (
+    ARRAYS,
+    EVALUATE_KEYS,
+    METRICS,
+    QUESTIONS,
+    SCORES,
+    TRAIN_KEYS,
+    WEIGHT,
+)
 from pluralllm_fl.wire.reading import BadReply
 from pluralllm_fl.wire.records import to_arrays
 
@@ -181,7 +189,7 @@ class Exchange:
     def _claims(self, node: Node) -> dict[str, float]:
         """Return what a node must say of itself: it told its number of answers to the roster."""
         weight = 1 if self.config.client_weight == "uniform" else node.train_questions
-        return {"num-examples": weight, "questions": node.train_questions}
+        return {WEIGHT: weight, QUESTIONS: node.train_questions}
 
     def _sent(self, outcome: Outcome) -> Arrays:
         """Return the model that a node was sent."""

@@ -22,7 +22,7 @@ from pluralllm_fl.federation.grid import GuardedGrid, Outcome
 from pluralllm_fl.runs.checkpoint import RunState
 from pluralllm_fl.runs.events import Event
 from pluralllm_fl.strategies import innermost, is_private
-from pluralllm_fl.wire.messages import ARRAYS, METRICS, ORDER, Order, parse_scores
+from pluralllm_fl.wire.messages import ARRAYS, METRICS, ORDER, WEIGHT, Order, parse_scores, task
 from pluralllm_fl.wire.records import seeded, to_arrays, to_record
 
 logger = logging.getLogger("flwr.pluralllm_fl")
@@ -67,7 +67,7 @@ class RoundLoop:
         self.stop = False
         self.finished = False
         self.fresh = progress.evaluation is None and progress.round == 0
-        self._weight_key = str(getattr(innermost(strategy), "weighted_by_key", "num-examples"))
+        self._weight_key = str(getattr(innermost(strategy), "weighted_by_key", WEIGHT))
         self._exchange = Exchange(grid, config, self._weight_key, self.emit)
 
     def run(self) -> None:
@@ -178,8 +178,7 @@ class RoundLoop:
         asked = {message.metadata.dst_node_id for message in messages}
         required = self._required(everyone=everyone or server_round == 0)
         if missing := [rank for rank in required if rank not in asked]:
-            arrays = to_record(self.progress.arrays)
-            content = RecordDict({ARRAYS: arrays, ORDER: order.record()})
+            content = task(to_record(self.progress.arrays), order.record())
             messages += [
                 Message(content, dst_node_id=rank, message_type=MessageType.EVALUATE)
                 for rank in missing

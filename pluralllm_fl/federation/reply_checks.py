@@ -9,8 +9,16 @@ from flwr.app import MetricRecord, RecordDict
 from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.reward import Mode
-from pluralllm_fl.wire.changes import received
-from pluralllm_fl.wire.messages import ARRAYS, EVALUATE_KEYS, METRICS, REWARDS, parse_scores
+from pluralllm_fl.wire.changes import in_use, received
+from pluralllm_fl.wire.messages import (
+    ARRAYS,
+    EVALUATE_KEYS,
+    LOSS,
+    METRICS,
+    REWARDS,
+    WEIGHT,
+    parse_scores,
+)
 from pluralllm_fl.wire.reading import BadReply
 from pluralllm_fl.wire.records import to_record, update_norms
 
@@ -63,16 +71,17 @@ def train_reply(
     """
     if set(content.array_records) != {ARRAYS}:
         raise BadReply(f"array records {sorted(content.array_records)} instead of ['{ARRAYS}']")
-    metrics = _metrics(content, ("train-loss", weight_key))
+    metrics = _metrics(content, (LOSS, weight_key))
     weight = metrics[weight_key]
     if isinstance(weight, list) or not 0 < weight <= MAX_WEIGHT:
         raise BadReply(f"{weight_key} = {weight} is no possible weight")
     for key, value in claims.items():
         if metrics.get(key, value) != value:
             raise BadReply(f"{key} = {metrics[key]} instead of the {value:g} that the node told")
-    if not abs(_number(metrics, "train-loss")) <= MAX_LOSS:
-        raise BadReply(f"train-loss = {metrics['train-loss']} is no possible loss")
-    arrays = received(content.array_records[ARRAYS], base, config)
+    if not abs(_number(metrics, LOSS)) <= MAX_LOSS:
+        raise BadReply(f"{LOSS} = {metrics[LOSS]} is no possible loss")
+    changes = in_use(config.to_run_config())
+    arrays = received(content.array_records[ARRAYS], base, changes)
     norms = update_norms(arrays, base)
     norm = math.hypot(*norms.values())
     if config.max_update_norm and not norm <= config.max_update_norm:
@@ -98,9 +107,9 @@ def evaluate_reply(content: RecordDict) -> RecordDict:
     for split, score in parse_scores(metrics).items():
         if problem := score.problem():
             raise BadReply(f"{split}-{problem}")
-    if not 0 < _number(metrics, "num-examples") <= MAX_WEIGHT:
-        raise BadReply(f"num-examples = {metrics['num-examples']} is no possible weight")
-    return RecordDict({"metrics": metrics})
+    if not 0 < _number(metrics, WEIGHT) <= MAX_WEIGHT:
+        raise BadReply(f"{WEIGHT} = {metrics[WEIGHT]} is no possible weight")
+    return RecordDict({METRICS: metrics})
 
 
 def reward_reply(content: RecordDict, mode: Mode, expected: int) -> list[float]:

@@ -8,7 +8,7 @@ from flwr.app import MetricRecord, RecordDict
 from pluralllm_fl.evaluation.scores import split_blocks
 from pluralllm_fl.federation.roster import Roster
 from pluralllm_fl.runs.events import Event
-from pluralllm_fl.wire.messages import METRICS, Scores
+from pluralllm_fl.wire.messages import LOSS, METRICS, Scores
 
 
 def weight(content: RecordDict, weight_key: str) -> float:
@@ -19,7 +19,7 @@ def weight(content: RecordDict, weight_key: str) -> float:
 def training(content: RecordDict, weight_key: str) -> dict[str, float]:
     """Return one group's training loss and aggregation weight."""
     metrics = content.metric_records[METRICS]
-    return {"train_loss": _number(metrics, "train-loss"), "weight": weight(content, weight_key)}
+    return {"train_loss": _number(metrics, LOSS), "weight": weight(content, weight_key)}
 
 
 def weighted_loss(by_group: Mapping[str, Mapping[str, float]]) -> float | None:

@@ -27,7 +27,7 @@ from pluralllm_fl.federation.roster import collect
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.preferences import Question
 from pluralllm_fl.reward import Mode, Row, check_mode, read_rows
-from pluralllm_fl.wire.messages import ARRAYS, ORDER, REWARD, RewardRequest, Rollouts
+from pluralllm_fl.wire.messages import REWARD, RewardRequest, Rollouts, task
 from pluralllm_fl.wire.reading import BadReply
 
 logger = logging.getLogger("flwr.pluralllm_fl")
@@ -200,7 +200,7 @@ class FederatedReward:
         request = RewardRequest(self.mode, self.nearest, tuple(asked_of))
         ordered = [row for own in prompts.values() for row in own]
         places = [row.place for row in ordered if self._can_be_scored(row)]
-        return _Part(RecordDict({ARRAYS: self.arrays, ORDER: request.record()}), places)
+        return _Part(task(self.arrays, request.record()), places)
 
     def _can_be_scored(self, row: Row) -> bool:
         free = self.nearest or self.mode == "centred"

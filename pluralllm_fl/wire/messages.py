@@ -28,6 +28,8 @@ from pluralllm_fl.reward import Mode
 
 ARRAYS, METRICS, ORDER, SCORES = "arrays", "metrics", "config", "evaluation"
 REWARD, REWARDS = "query.reward", "rewards"  # the message's type, and the numbers in its reply
+# Metrics of a reply: its weight in an average, and of training the loss and the questions.
+WEIGHT, LOSS, QUESTIONS = "num-examples", "train-loss", "questions"
 ROLES = ("train", "evaluate")
 Scores = Mapping[EvaluationSplit, SplitScore]
 
@@ -142,13 +144,13 @@ _TYPES: dict[str, type] = get_type_hints(SplitScore)
 SCORE_KEYS = tuple(map(key, _TYPES))
 TRAIN_KEYS = frozenset(key(field.name) for field in fields(TrainingReport))
 EVALUATE_KEYS = frozenset(
-    {"num-examples"} | {f"{split}-{name}" for split in EVALUATION_SPLITS for name in SCORE_KEYS}
+    {WEIGHT} | {f"{split}-{name}" for split in EVALUATION_SPLITS for name in SCORE_KEYS}
 )
 
 
 def score_record(scores: Scores) -> MetricRecord:
     """Return scores as metrics; their weight is the number of questions of all splits."""
-    values: dict[str, Any] = {"num-examples": float(scores["all"].questions)}
+    values: dict[str, Any] = {WEIGHT: float(scores["all"].questions)}
     for split, score in scores.items():
         values |= {f"{split}-{key(name)}": value for name, value in asdict(score).items()}
     return MetricRecord(values)
@@ -165,6 +167,16 @@ def parse_scores(metrics: Mapping[str, Any]) -> dict[EvaluationSplit, SplitScore
 def query(node_id: int) -> Message:
     """Ask a node who it is."""
     return Message(RecordDict({ORDER: ConfigRecord()}), dst_node_id=node_id, message_type="query")
+
+
+def task(arrays: ArrayRecord, order: ConfigRecord) -> RecordDict:
+    """Return the content of a message to a node: the model, and what to do with it."""
+    return RecordDict({ARRAYS: arrays, ORDER: order})
+
+
+def evaluated(scores: Scores) -> RecordDict:
+    """Return the content of an evaluation reply."""
+    return RecordDict({METRICS: score_record(scores)})
 
 
 def trained(arrays: ArrayRecord, report: TrainingReport, scores: Scores | None) -> RecordDict:

@@ -39,12 +39,10 @@ from pluralllm_fl.predictor.training import learning_rate_at
 from pluralllm_fl.runs.record import RunRecord
 from pluralllm_fl.wire import messages
 from pluralllm_fl.wire.messages import (
-    METRICS,
     Introduction,
     Order,
     Scores,
     TrainingReport,
-    score_record,
 )
 from pluralllm_fl.wire.packing import unpacked
 
@@ -252,8 +250,7 @@ def tiny_app(
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        metrics = score_record(scores(group_of(context), message))
-        return Message(RecordDict({METRICS: metrics}), reply_to=message)
+        return Message(messages.evaluated(scores(group_of(context), message)), reply_to=message)
 
     def scores(group: str, message: Message) -> Scores:
         score = 1 / (1 + float(np.square(message.content["arrays"]["weight"].numpy()).mean()))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.wire import rounding
+from pluralllm_fl.wire.reading import layout_of
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SHAPES: list[tuple[int, ...]] = [(3, 100), (), (256,), (257,), (0,), (2, 1)]
@@ -39,8 +40,7 @@ def bits(arrays: Arrays) -> dict[str, bytes]:
 def test_what_is_encoded_fits_the_layout_and_is_half_as_large() -> None:
     reference = model(0)
     encoded = rounding.encode(model(1), reference)
-    found = {k: rounding.Layout(v.shape, v.dtype) for k, v in encoded.items()}
-    assert found == rounding.layout(reference)
+    assert layout_of(encoded) == rounding.layout(layout_of(reference))
     assert sum(v.nbytes for v in encoded.values()) * 2 == sum(v.nbytes for v in reference.values())
 
 
@@ -102,9 +102,7 @@ def test_arrays_that_are_not_float32_travel_as_they_are() -> None:
     reference: Arrays = {"steps": np.array(3), "w": np.zeros(4, np.float32), "d": np.ones(2)}
     new: Arrays = {"steps": np.array(9), "w": np.ones(4, np.float32), "d": np.full(2, math.pi)}
     encoded = rounding.encode(new, reference)
-    assert {k: rounding.Layout(v.shape, v.dtype) for k, v in encoded.items()} == rounding.layout(
-        reference
-    )
+    assert layout_of(encoded) == rounding.layout(layout_of(reference))
     decoded = rounding.decode(encoded, reference)
     assert {k: v.dtype for k, v in decoded.items()} == {k: v.dtype for k, v in new.items()}
     assert bits(decoded) == bits(new)
@@ -120,6 +118,6 @@ def test_a_model_without_float32_arrays() -> None:
 @given(st.binary(min_size=40, max_size=40))
 def test_any_bytes_of_the_right_layout_decode(data: bytes) -> None:
     reference = vector([1.0] * 20)
-    ((name, (shape, kind)),) = rounding.layout(reference).items()
+    ((name, (shape, kind)),) = rounding.layout(layout_of(reference)).items()
     encoded: Arrays = {name: np.frombuffer(data, kind).reshape(shape)}
     assert rounding.decode(encoded, reference)["w"].shape == (20,)
