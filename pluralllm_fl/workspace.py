@@ -17,8 +17,9 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 
-SURVEY_GROUPS = 8  # of generated data, if there are not more nodes
-RESPONDENTS = {"synthetic": 400, synthetic_summaries.NAME: 20}  # if the config says 0
+# Groups, if there are not more nodes, and respondents of generated data, where the config says 0.
+# Of seven groups four train: two cores work off a round in two turns.
+GENERATED_SIZES = {"synthetic": (7, 400), synthetic_summaries.NAME: (8, 20)}
 RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 
 
@@ -98,10 +99,10 @@ def is_elastic(config: RunConfig) -> bool:
 
 
 def for_nodes(config: RunConfig, nodes: int) -> RunConfig:
-    """Give an elastic survey a group for every node, and `SURVEY_GROUPS` in any case."""
+    """Give an elastic survey a group for every node, and its usual number in any case."""
     if not is_elastic(config):
         return config
-    return replace(config, synthetic_groups=max(SURVEY_GROUPS, nodes))
+    return replace(config, synthetic_groups=max(GENERATED_SIZES[config.dataset][0], nodes))
 
 
 def held_by_nodes(workspace: Workspace, nodes: int) -> tuple[str, ...]:
@@ -124,10 +125,11 @@ def read_dataset(config: RunConfig) -> PreferenceDataset:
 
 def spec_of(config: RunConfig) -> SyntheticSpec:
     """Return size and seed of generated data."""
+    groups, respondents = GENERATED_SIZES.get(config.dataset, (1, 1))
     return SyntheticSpec(
-        groups=config.synthetic_groups or SURVEY_GROUPS,
+        groups=config.synthetic_groups or groups,
         questions=config.synthetic_questions,
-        respondents=config.synthetic_respondents or RESPONDENTS.get(config.dataset, 1),
+        respondents=config.synthetic_respondents or respondents,
         seed=config.seed,
     )
 

@@ -11,7 +11,6 @@ from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation.opening import run_config
 from pluralllm_fl.preferences import split_groups
 from pluralllm_fl.workspace import (
-    SURVEY_GROUPS,
     for_nodes,
     held_by_nodes,
     is_elastic,
@@ -65,7 +64,7 @@ def test_a_run_remembers_its_survey(tmp_path: Path, nodes: int) -> None:
     (tmp_path / "run.json").write_text(json.dumps(record))
     config = run_config(tmp_path)
     dataset = read_dataset(config)
-    assert len(dataset.groups) == max(nodes, SURVEY_GROUPS)
+    assert len(dataset.groups) == max(nodes, 7)
     seen, unseen = split_groups(
         dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
     )

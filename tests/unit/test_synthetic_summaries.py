@@ -9,7 +9,7 @@ from pluralllm_fl.config import RunConfig
 from pluralllm_fl.datasets import SyntheticSpec, load_dataset
 from pluralllm_fl.datasets.synthetic_summaries import NAME, ceiling, generate, truth
 from pluralllm_fl.preferences import PreferenceDataset
-from pluralllm_fl.workspace import SURVEY_GROUPS, for_nodes, spec_of
+from pluralllm_fl.workspace import for_nodes, spec_of
 
 ONE_EACH = SyntheticSpec(groups=8, questions=120, respondents=1, seed=3)
 
@@ -67,8 +67,9 @@ def test_groups_disagree() -> None:
 
 def test_the_config_says_how_many_groups_and_respondents() -> None:
     config = RunConfig.default({"dataset": NAME})
-    assert (spec_of(config).groups, spec_of(config).respondents) == (SURVEY_GROUPS, 20)
+    assert (spec_of(config).groups, spec_of(config).respondents) == (8, 20)
     assert spec_of(for_nodes(config, 11)).groups == 11
-    assert spec_of(RunConfig.default()).respondents == 400
+    survey = spec_of(RunConfig.default())
+    assert (survey.groups, survey.respondents) == (7, 400)
     changed = RunConfig.default({"dataset": NAME, "synthetic-respondents": 7})
     assert spec_of(changed).respondents == 7
