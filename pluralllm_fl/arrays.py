@@ -1,7 +1,8 @@
 """Types of numpy arrays, flat rows of questions, and what a model's arrays may hold.
 
 Questions have different numbers of options. Their options lie one after another in flat arrays of
-shape (N,), beside the number of options of every question: `size`, shape (Q,), with sum N.
+shape (N,), beside the number of options of every question: `size`, shape (Q,), with sum N. A
+docstring that says (options,) means those of one question.
 """
 
 import numpy as np
@@ -17,12 +18,12 @@ TOO_LARGE = f"values beyond {LARGEST:.0e}"
 
 
 def sound(array: NDArray[np.generic]) -> bool:
-    """Whether every value is finite and of a size that a weight can have."""
+    """Whether every value, in any shape, is finite and of a size that a weight can have."""
     return bool((np.abs(array.astype(np.float64, copy=False)) <= LARGEST).all())
 
 
 def owners(size: ArrayLike) -> IntArray:
-    """Return the index of the question that each option belongs to, shape (N,).
+    """Return the index of the question, 0..Q-1, that each option belongs to, shape (N,).
 
     >>> owners([2, 3])
     array([0, 0, 1, 1, 1])
@@ -43,6 +44,8 @@ def starts(size: ArrayLike) -> IntArray:
 
 def option_rows(first_row: IntArray, size: IntArray) -> IntArray:
     """Return the rows of all options, (N,), of questions whose options lie in consecutive rows.
+
+    `first_row` and `size`, (Q,) each, say where a question begins and how many options it has.
 
     >>> option_rows(np.array([7, 0]), np.array([2, 3]))
     array([7, 8, 0, 1, 2])

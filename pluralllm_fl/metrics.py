@@ -1,7 +1,7 @@
 """Alignment and fairness: pure functions on arrays (definitions in docs/metrics.md).
 
-Ragged questions are flat: a vector of probabilities over all options plus `question`, the
-non-decreasing index of the question that each option belongs to.
+Ragged questions are flat: a vector of probabilities over the N options of all Q questions plus
+`question`, the non-decreasing index of the question that each option belongs to.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ def alignment(
 
     Parameters
     ----------
-    predicted, true : array_like, shape (options,)
+    predicted, true : array_like, shape (N,)
         Probabilities; within a question each is normalised to 1.
-    question : ndarray of int, shape (options,)
+    question : ndarray of int, shape (N,)
         Index 0..Q-1 of each option's question, non-decreasing.
     base : float
         Base of the logarithm; e as in the PluralLLM and GPO code and in
@@ -79,12 +79,12 @@ def restrict(predicted: FloatArray, offered: BoolArray, question: IntArray) -> F
 
     Parameters
     ----------
-    predicted, offered, question : ndarray, shape (options,)
+    predicted, offered, question : ndarray, shape (N,)
         Probabilities; which options were offered (some of every question); as in `alignment`.
 
     Returns
     -------
-    ndarray, shape (options,)
+    ndarray, shape (N,)
         Exactly 0 where an option was not offered; sums to 1 in each question.
 
     Examples
@@ -98,7 +98,7 @@ def restrict(predicted: FloatArray, offered: BoolArray, question: IntArray) -> F
 
 
 def uniform_like(question: IntArray) -> FloatArray:
-    """Return the uniform distribution of every question, flat."""
+    """Return the uniform distribution of every question; `question` and shares are (N,)."""
     return np.asarray(1.0 / np.bincount(question)[question], dtype=np.float64)
 
 
@@ -112,7 +112,7 @@ def pairwise_accuracy(
 
     Parameters
     ----------
-    predicted, true, question, offered : ndarray, shape (options,)
+    predicted, true, question, offered : ndarray, shape (N,)
         Probabilities, and the rest as in `noise_floor`.
 
     Returns
@@ -142,7 +142,7 @@ def calibration_error(
 
     Parameters
     ----------
-    predicted, true, question, offered : ndarray, shape (options,)
+    predicted, true, question, offered : ndarray, shape (N,)
         As in `pairwise_accuracy`.
 
     Returns
@@ -174,13 +174,13 @@ def noise_floor(
 
     Parameters
     ----------
-    shares : ndarray, shape (options,)
+    shares : ndarray, shape (N,)
         The answers, each question's summing to 1.
     respondents : ndarray, shape (Q,)
         People behind each question's shares.
-    question : ndarray of int, shape (options,)
+    question : ndarray of int, shape (N,)
         As in `alignment`.
-    offered : ndarray of bool, shape (options,), or None
+    offered : ndarray of bool, shape (N,), or None
         None: all.
 
     Returns
@@ -196,6 +196,11 @@ def noise_floor(
 
 def fairness(by_group: ArrayLike) -> dict[str, float]:
     """Summarise how evenly groups are served.
+
+    Parameters
+    ----------
+    by_group : array_like, shape (groups,)
+        A score of each, such as its alignment; their mean is above 0.
 
     Returns
     -------
@@ -225,7 +230,7 @@ def fairness(by_group: ArrayLike) -> dict[str, float]:
 def bootstrap_interval(
     values: ArrayLike, *, seed: int, draws: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean; a single value is its own interval.
+    """Percentile bootstrap interval of the mean of (n,) values; one value is its own interval.
 
     Above 2,000 values the bootstrap distribution is normal for all purposes, so its closed form
     (mean and standard error, normal quantiles) stands in for the resampling.

@@ -63,7 +63,7 @@ class GroupPreferences:
     group : str
         Name of the group.
     answers : mapping of Question to ndarray, shape (options,)
-        The group's distribution over the options of each question; each sums to 1.
+        The group's distribution over the options of each question: shares, with sum 1.
     respondents : mapping of Question to float
         How many people's answers make up each distribution (weighted ones by their effective
         number); a question is absent where the source does not say.
@@ -85,7 +85,7 @@ class GroupPreferences:
         object.__setattr__(self, "answers", ordered)
 
     def offers(self, questions: Sequence[Question]) -> BoolArray | None:
-        """Lay out the options offered, flat: all where nothing is stated; None: nowhere stated."""
+        """Lay out what was offered, (N,): all where nothing is stated; None: nowhere stated."""
         if not self.offered:
             return None
         return np.concatenate(

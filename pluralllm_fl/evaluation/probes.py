@@ -31,7 +31,7 @@ MLP_WEIGHT_DECAY = 0.1
 
 
 class Pooled(NamedTuple):
-    """Training questions of the seen groups: `shares` (N, groups), NaN where one gave none."""
+    """Q training questions of the seen groups: `shares` (N, groups), NaN where one gave none."""
 
     questions: QuestionBatch
     shares: Tensor
@@ -109,7 +109,10 @@ def mlp_probe(workspace: Workspace) -> Reference:
 
 
 def features(batch: QuestionBatch, dim: int) -> tuple[Tensor, Tensor]:
-    """Return ``[√½, q]`` (Q, 1 + dim) and ``d`` (N, dim), as the network has them."""
+    """Return ``[√½, q]``, shape (Q, 1 + dim), and ``d``, shape (N, dim), as the network has them.
+
+    ``q`` and ``d`` are unit vectors (`directions`).
+    """
     question, deviation = directions(batch, dim)
     return F.pad(question, (1, 0), value=BIAS), deviation
 

@@ -24,7 +24,8 @@ from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import QuestionSplit
 from pluralllm_fl.workspace import Workspace
 
-# A group's table, its context and target questions -> shares of the targets' options, flat.
+# A group's table, context and target questions by index, (questions,) each -> shares of the
+# targets' options, (N,).
 Reference = Callable[[GroupTable, IntArray, IntArray], FloatArray]
 # A group and a split of its questions -> a score; None: not known.
 Measure = Callable[[str, EvaluationSplit], float | None]
@@ -34,7 +35,11 @@ SHARPNESS = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0)  # tried
 
 
 def uniform(table: GroupTable, context: IntArray, targets: IntArray) -> FloatArray:  # noqa: ARG001
-    """Predict that all options are equally likely."""
+    """Predict that all options are equally likely.
+
+    Questions are given by index, (questions,) each; returned are shares of the targets' options,
+    (N,).
+    """
     size = table.size[targets]
     return np.repeat(1.0 / size, size)
 
@@ -193,7 +198,10 @@ def _asked(
 
 
 def seen_answers(workspace: Workspace, *splits: QuestionSplit) -> FloatArray:
-    """Lay out answers as (seen groups, rows of the embedding table), NaN where there is none."""
+    """Lay out the shares answered, shape (seen groups, rows), NaN where there is no answer.
+
+    Rows are those of the embedding table.
+    """
     answers = np.full((len(workspace.seen), len(workspace.vectors)), np.nan)
     for place, group in enumerate(workspace.seen):
         table = workspace.table(group)
@@ -225,14 +233,26 @@ def _with_other_lists(workspace: Workspace, answers: FloatArray) -> FloatArray:
 
 
 def question_rows(workspace: Workspace) -> tuple[IntArray, IntArray]:
-    """Return first row and number of options of every question of the data set."""
+    """Return first row and number of options of the data set's questions, shape (Q,) each."""
     questions = workspace.dataset.questions
     first = [workspace.first_row[q.id] for q in questions]
     return np.array(first, dtype=np.int64), np.array([len(q.options) for q in questions])
 
 
 def agreement(answers: FloatArray, table: GroupTable, context: IntArray) -> FloatArray:
-    """Return each seen group's mean alignment with a context, (seen groups,)."""
+    """Return each seen group's mean alignment with a context, shape (seen groups,).
+
+    One that answered none of these questions gets the mean of the others; without others 0.
+
+    Parameters
+    ----------
+    answers : ndarray, shape (seen groups, rows)
+        As `seen_answers` lays them out.
+    table : GroupTable
+        Of the group whose context it is.
+    context : ndarray of int, shape (questions,)
+        Index into the table.
+    """
     true = table.answers(context).astype(np.float64)
     question = owners(table.size[context])
     shown = answers[:, option_rows(table.first_row[context], table.size[context])]
@@ -248,7 +268,10 @@ def agreement(answers: FloatArray, table: GroupTable, context: IntArray) -> Floa
 
 
 def weighted_mean(answers: FloatArray, weights: FloatArray) -> FloatArray:
-    """Average answers over the groups that gave one; NaN where none with a weight did."""
+    """Average answers over the groups that gave one; NaN where none with a weight did.
+
+    ``Σ w a / Σ w`` of answers (groups, rows) with weights (groups,): shape (rows,).
+    """
     mass = weights @ ~np.isnan(answers)
     total = weights @ np.nan_to_num(answers)
     return np.divide(total, mass, out=np.full_like(mass, np.nan), where=mass > 0)

@@ -81,7 +81,7 @@ NO_SCORE = SplitScore(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 0)
 class Targets:
     """Predicted and true distributions over target questions.
 
-    `predicted` and `true` are flat, shape (N,); `question` (N,) maps options to 0..Q-1 and
+    `predicted` and `true` are shares, flat, shape (N,); `question` (N,) maps options to 0..Q-1 and
     `index` (Q,) maps these to the group table. `offered` (N,) says which options the group was
     offered (None: all); the predictions were made without it.
     """
@@ -117,12 +117,14 @@ class Targets:
         )
 
 
-# A group's table, its context and target questions -> its predicted targets.
+# A group's table, context and target questions by index, (questions,) each -> predicted targets.
 Predict = Callable[[GroupTable, IntArray, IntArray], Targets]
 
 
 def evaluation_order(table: GroupTable, seed: int) -> IntArray:
-    """Shuffle a group's questions; contexts are prefixes, so larger ones hold the smaller.
+    """Shuffle the indices of a group's questions, shape (Q,).
+
+    Contexts are prefixes, so larger ones hold the smaller.
 
     The order depends on seed, group and question only, not on what else the table holds.
     """
@@ -135,7 +137,7 @@ def evaluation_order(table: GroupTable, seed: int) -> IntArray:
 def context_and_targets(
     table: GroupTable, split: EvaluationSplit, context_questions: int, seed: int
 ) -> tuple[IntArray, IntArray]:
-    """Choose context and target questions.
+    """Choose context and target questions by index into the table, shape (questions,) each.
 
     ``all`` is the paper's measure: random context questions, every other question a target. The
     other splits take the context from the training questions and score the split's questions. What
@@ -152,7 +154,10 @@ def context_and_targets(
 def of_other_prompts(
     table: GroupTable, questions: IntArray, asked: GroupTable, known: IntArray
 ) -> IntArray:
-    """Return those of a group's questions whose prompts are none of some other questions'."""
+    """Return those of a group's questions whose prompts are none of some other questions'.
+
+    All by index, shape (questions,): `known` into `asked`, the others into `table`.
+    """
     prompts = {asked.questions[i].text for i in known}
     kept = [i for i in questions if table.questions[i].text not in prompts]
     return np.array(kept, dtype=np.int64)
@@ -161,7 +166,10 @@ def of_other_prompts(
 def predict_targets(
     predictor: PreferencePredictor, table: GroupTable, context: IntArray, targets: IntArray
 ) -> Targets:
-    """Predict all targets of a group in one pass, given its answers to the context questions."""
+    """Predict all targets of a group in one pass, given its answers to the context questions.
+
+    Both by index into the table, shape (questions,).
+    """
     predicted = predictor.predict(table.batch(context), table.batch(targets).without_answers())
     return beside_answers(predicted.double().cpu().numpy(), table, targets)
 
@@ -178,14 +186,17 @@ class ManyContexts:
         self._known: dict[str, tuple[GroupTable, tuple[Tensor, ...]]] = {}
 
     def __call__(self, table: GroupTable, context: IntArray, targets: IntArray) -> Targets:
-        """As `predict_targets`."""
+        """As `predict_targets`: questions by index, shape (questions,)."""
         return self.shown(table, context, table, targets)
 
     @torch.no_grad()
     def shown(
         self, source: GroupTable, context: IntArray, table: GroupTable, targets: IntArray
     ) -> Targets:
-        """Predict a group's targets, given the answers of `source` to its context questions."""
+        """Predict a group's targets, given the answers of `source` to its context questions.
+
+        By index, shape (questions,): `context` into `source`, `targets` into `table`.
+        """
         encoded = self.predictor.encode_context(source.batch(context), self._rows(source, context))
         asked = table.batch(targets).without_answers()
         predicted = self.predictor.score(encoded, asked, self._rows(table, targets))
@@ -202,7 +213,15 @@ class ManyContexts:
 
 
 def beside_answers(predicted: FloatArray, table: GroupTable, targets: IntArray) -> Targets:
-    """Put predicted distributions (flat, in the order of `targets`) beside the group's answers."""
+    """Put predicted shares beside the group's answers.
+
+    Parameters
+    ----------
+    predicted : ndarray, shape (N,)
+        Of the targets' options, in their order.
+    targets : ndarray of int, shape (Q,)
+        Questions by index into the table.
+    """
     question = owners(table.size[targets])
     true = table.answers(targets).astype(np.float64)
     return Targets(targets, predicted, true, question, table.offers(targets))

@@ -34,13 +34,13 @@ class QuestionBatch:
     embedding : Tensor, shape (N, embedding dim)
         One row per (question, option).
     question : Tensor of int, shape (N,)
-        Index 0..Q-1 of each option's question, non-decreasing.
+        Index 0..Q-1 of each option's question; non-decreasing unless `pick` gave another order.
     position : Tensor of int, shape (N,)
         Place of each option within its question.
     size : Tensor of int, shape (Q,)
         Number of options of each question.
     distribution : Tensor, shape (N,), or None
-        The group's probabilities, where known.
+        The group's shares, where known.
     offered : Tensor of bool, shape (N,), or None
         Which options the group was offered; None: all.
     """
@@ -57,7 +57,7 @@ class QuestionBatch:
 
     @cached_property
     def mask(self) -> Tensor:
-        """Which cells of the padded (Q, longest) layout hold an option."""
+        """Which cells of the padded layout hold an option, shape (Q, longest)."""
         return torch.arange(self.longest, device=self.size.device) < self.size[:, None]
 
     @cached_property
@@ -71,11 +71,14 @@ class QuestionBatch:
         return padded.index_put((self.question, self.position), flat)
 
     def flatten(self, padded: Tensor) -> Tensor:
-        """Invert `pad`."""
+        """Invert `pad`: (Q, longest, …) to (N, …)."""
         return padded[self.question, self.position]
 
     def log_softmax(self, logits: Tensor) -> Tensor:
-        """Normalise logits (N,) within each question, over the options offered."""
+        """Normalise logits, (N,), within each question to log-probabilities of the same shape.
+
+        Natural log, over the options offered: the others get `NOT_OFFERED` for a logit.
+        """
         if self.offered is not None:
             logits = logits.masked_fill(~self.offered, NOT_OFFERED)
         padded = self.pad(logits).masked_fill(~self.mask, -torch.inf)
@@ -99,6 +102,7 @@ class QuestionBatch:
         first_row, size : ndarray of int, shape (Q,)
             First row and number of options of each question.
         distribution, offered : Tensor, shape (N,), or None
+            Shares, and which options were offered.
         """
         question = owners(size)
         position = np.arange(len(question)) - starts(size)[question]
@@ -114,7 +118,11 @@ class QuestionBatch:
         )
 
     def pick(self, questions: Tensor | IntArray) -> tuple[Self, Tensor]:
-        """Return some of the questions (`select`), and the indices of their options, (n,)."""
+        """Return some of the questions, and the indices of their options, shape (options,).
+
+        `questions` are indices, shape (questions,). The questions returned are in that order; their
+        options stay in the order of this batch.
+        """
         chosen = torch.as_tensor(questions, device=self.size.device)
         number = self.question.new_full((len(self),), -1)
         number[chosen] = torch.arange(len(chosen), device=number.device)
@@ -131,7 +139,7 @@ class QuestionBatch:
         return picked, options
 
     def select(self, questions: Tensor) -> Self:
-        """Return some of the questions, by index in increasing order, with their options."""
+        """Return some questions, by index in increasing order, (questions,), with their options."""
         return self.pick(questions)[0]
 
     def without_answers(self) -> Self:
@@ -154,7 +162,7 @@ class GroupTable:
     split : ndarray of str, shape (Q,)
         ``train``, ``validation`` or ``test``.
     distribution : ndarray of float32, shape (N,)
-        All answers, flat.
+        All answers, flat: shares.
     offered : ndarray of bool, shape (N,), or None
         Which options the group was offered; None: nothing is stated, for any question.
     vectors : Tensor, shape (rows, embedding dim)
@@ -181,7 +189,10 @@ class GroupTable:
         validation_fraction: float,
         test_fraction: float,
     ) -> Self:
-        """Index a group's answers into `vectors`, where `first_row` is keyed by question id."""
+        """Index a group's answers into `vectors`, shape (rows, embedding dim).
+
+        `first_row` is keyed by question id.
+        """
         questions = tuple(preferences.answers)
         splits = [question_split(q, seed, validation_fraction, test_fraction) for q in questions]
         answers = list(preferences.answers.values())
@@ -200,27 +211,30 @@ class GroupTable:
         return len(self.questions)
 
     def members(self, *splits: QuestionSplit) -> IntArray:
-        """Return the indices of the questions in any of these splits."""
+        """Return the increasing indices of the questions in any of these splits, (questions,)."""
         return np.flatnonzero(np.isin(self.split, splits))
 
     def fold(self, questions: IntArray, share: float) -> IntArray:
-        """Return about this share of the questions: the same in any run, others in each group."""
+        """Return about this share of the questions: the same in any run, others in each group.
+
+        Both are indices, shape (questions,).
+        """
         texts = (f"fold\0{self.group}\0{self.questions[i].id}" for i in questions)
         draws = [unit_interval(hashlib.sha256(text.encode()).hexdigest()) for text in texts]
         chosen: IntArray = questions[np.array(draws) < share]
         return chosen
 
     def answers(self, questions: Sequence[int] | IntArray) -> NDArray[np.float32]:
-        """Return the distributions of questions by index, flat."""
+        """Return the shares of the options, (N,), of questions by index, (Q,)."""
         found: NDArray[np.float32] = self.distribution[self.options(questions)]
         return found
 
     def offers(self, questions: Sequence[int] | IntArray) -> BoolArray | None:
-        """Return which options of questions by index were offered, flat; None: all."""
+        """Return which options, (N,), of questions by index, (Q,), were offered; None: all."""
         return None if self.offered is None else self.offered[self.options(questions)]
 
     def batch(self, questions: Sequence[int] | IntArray) -> QuestionBatch:
-        """Gather questions (with the group's answers and what it was offered) by index."""
+        """Gather questions by index, (Q,), with the group's answers and what it was offered."""
         index = np.asarray(questions, dtype=np.int64)
         offered = self.offers(index)
         return QuestionBatch.build(
@@ -232,7 +246,7 @@ class GroupTable:
         )
 
     def options(self, questions: Sequence[int] | IntArray) -> IntArray:
-        """Return the places of the options of questions by index, among those of all questions."""
+        """Return the places of options, (N,), of questions by index, (Q,), among those of all."""
         index = np.asarray(questions, dtype=np.int64)
         return option_rows(starts(self.size)[index], self.size[index])
 
@@ -251,7 +265,9 @@ class EpisodeSampler:
     target: tuple[int, int]
 
     def sample(self, pool: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-        """Return (context, target) indices drawn without replacement from `pool`.
+        """Return context and target questions drawn without replacement from `pool`.
+
+        All are indices, shape (questions,), those drawn in random order.
 
         From a pool too small for both, targets take half at most (all, if no context is wanted),
         never fewer than one, and the context takes what is left.

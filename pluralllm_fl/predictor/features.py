@@ -11,7 +11,7 @@ from pluralllm_fl.predictor.episodes import QuestionBatch
 
 
 def directions(batch: QuestionBatch, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the unit vectors of questions (Q, dim) and of options' deviations (N, dim).
+    """Return unit vectors of questions, (Q, dim), and of options' deviations, (N, dim).
 
     A row holds one vector of length `dim`, which stands for question and option, or two.
     """
@@ -27,7 +27,7 @@ def question_mean(flat: Tensor, batch: QuestionBatch) -> Tensor:
 
 
 def centred(flat: Tensor, batch: QuestionBatch) -> Tensor:
-    """Subtract from each option the mean over the options of its question."""
+    """Subtract from each option, (N, …), the mean over the options of its question."""
     return flat - question_mean(flat, batch)[batch.question]
 
 

@@ -24,8 +24,10 @@ def covariance(rows: Place, columns: Place, numbers: dict[str, Tensor]) -> Tenso
     Parameters
     ----------
     rows, columns : Place
-    numbers : dict of str to Tensor
-        Logarithms of ``spread``, ``novelty``, ``question_scale`` (a) and ``option_scale`` (b).
+        Of options: q and d, unit vectors (options, dim), and factors f, (options, factors).
+    numbers : dict of str to Tensor, scalar each
+        Natural logarithms of ``spread``, ``novelty``, ``question_scale`` (a) and ``option_scale``
+        (b).
 
     Returns
     -------
@@ -50,7 +52,7 @@ def condition(
     prior : Tensor, shape (C,)
         Logits without these answers.
     prior_covariance : Tensor, shape (C, C)
-    evidence : Tensor
+    evidence : Tensor, scalar
         Respondents that one answer counts for.
 
     Returns
@@ -95,6 +97,7 @@ def latent(answers: QuestionBatch, mean: Tensor, factors: Tensor, evidence: floa
     Returns
     -------
     Tensor, shape (factors,)
+        The place z.
     """
     assert answers.distribution is not None
     z = factors.new_zeros(factors.shape[1])

@@ -21,11 +21,15 @@ def prediction_loss(
     Parameters
     ----------
     log_probability : Tensor, shape (N,)
-        Predicted, normalised within each question.
+        Predicted, natural log, normalised within each question.
     log_std : Tensor, shape (N,), or None
-        The published head's uncertainty; None: 1.
+        The published head's uncertainty: natural log of a standard deviation; None: that is 1.
     answers : QuestionBatch
         With distributions.
+
+    Returns
+    -------
+    Tensor, scalar
     """
     assert answers.distribution is not None, "targets carry answers in training"
     q = answers.distribution
@@ -41,7 +45,11 @@ def prediction_loss(
 
 
 def js_distance(p: Tensor, q: Tensor) -> Tensor:
-    """Return the Jensen-Shannon distance along dimension 1 (natural log), smooth at 0."""
+    """Return the Jensen-Shannon distance (natural log), smooth at 0.
+
+    Of shares padded to (Q, longest), one distance a question, shape (Q,):
+    ``√(½ KL(p ‖ m) + ½ KL(q ‖ m) + 10⁻⁶)`` with ``m = (p + q) / 2``, and 0.001 where they agree.
+    """
     log_middle = ((p + q) / 2).clamp_min(1e-9).log()
     terms = p * (p.clamp_min(1e-9).log() - log_middle) + q * (q.clamp_min(1e-9).log() - log_middle)
     return (terms.sum(dim=1).clamp_min(0) / 2 + 1e-6).sqrt()

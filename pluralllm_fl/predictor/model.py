@@ -33,8 +33,8 @@ FORMAT = 1  # of config.json and the weights' names
 class Prediction(NamedTuple):
     """Scores of target options, flat.
 
-    `log_probability` (N,) is normalised within each question; `log_std` (N,) is the published
-    head's uncertainty of the probability, None where the network has none.
+    `log_probability` (N,), natural log, is normalised within each question; `log_std` (N,) is the
+    published head's uncertainty of the probability, None where the network has none.
     """
 
     log_probability: Tensor
@@ -62,7 +62,7 @@ class PreferencePredictor(nn.Module):
         self.network = NETWORKS[config.architecture].from_config(config)
 
     def know(self, batch: QuestionBatch) -> tuple[Tensor, ...]:
-        """Return what the network says of options whatever the context, each with N rows.
+        """Return what the network says of options whatever the context, shape (N, …) each.
 
         Hand it, or some of its rows, to `encode_context` and `score` where several contexts or
         targets share it: it is most of their work.
@@ -72,13 +72,21 @@ class PreferencePredictor(nn.Module):
     def encode_context(
         self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, ...]:
-        """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""
+        """Encode a group's answers (with `distribution`); None or an empty batch: no answers.
+
+        `known`, (N, …) each, is what `know` returns of the context. What comes back may have any
+        shape.
+        """
         return self.network.encode_context(context, known)
 
     def score(
         self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
     ) -> Prediction:
-        """Score the targets' options given an encoded context; answers in `targets` are unused."""
+        """Score the targets' options given an encoded context; answers in `targets` are unused.
+
+        `context` is as `encode_context` returns it, any shape, and `known`, (N, …) each, as `know`
+        does of the targets.
+        """
         logits, log_std = self.network.score(context, targets, known)
         return Prediction(targets.log_softmax(logits), log_std)
 
@@ -88,7 +96,7 @@ class PreferencePredictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, context: QuestionBatch | None, targets: QuestionBatch) -> Tensor:
-        """Return the distributions over the targets' options, flat, shape (N,)."""
+        """Return the shares of the targets' options, flat, shape (N,)."""
         return self.forward(context, targets).log_probability.exp()
 
     def save_pretrained(self, folder: Path, *, data: str = "") -> None:

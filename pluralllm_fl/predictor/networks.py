@@ -99,7 +99,7 @@ class Network(nn.Module, ABC):
         return cls(**{name: getattr(config, name) for name in inspect.signature(cls).parameters})
 
     def know(self, batch: QuestionBatch) -> tuple[Tensor, ...]:
-        """Return what it says of a batch's options whatever the context, each with N rows.
+        """Return what it says of a batch's options whatever the context, shape (N, …) each.
 
         `encode_context` and `score` take it as `known`, of these very options in their order, so
         that several contexts share it; empty, it is not at hand. Here: nothing.
@@ -111,13 +111,21 @@ class Network(nn.Module, ABC):
     def encode_context(
         self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, ...]:
-        """Encode a group's answers (with `distribution`); None or an empty batch: no answers."""
+        """Encode a group's answers (with `distribution`); None or an empty batch: no answers.
+
+        `known` is `know` of the context, (N, …) each. The tensors returned may have any shape:
+        only `score` reads them.
+        """
 
     @abstractmethod
     def score(
         self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the targets' logits, shape (N,), and log standard deviations or None."""
+        """Return the targets' logits, shape (N,), and log standard deviations, (N,), or None.
+
+        The standard deviations are those of the options' probabilities. `known` is `know` of the
+        targets, (N, …) each.
+        """
 
     @abstractmethod
     def objective(
@@ -126,6 +134,7 @@ class Network(nn.Module, ABC):
         """Prepare a round of local training on a group's training questions.
 
         It is called with the weights as received. The function it returns draws one step's
-        questions from `rng` and returns their loss under the weights as they are then, as terms
-        whose sum is minimised. The first is the loss of the prediction, which the node reports.
+        questions from `rng` and returns their loss under the weights as they are then, as terms,
+        a scalar each, whose sum is minimised. The first is the loss of the prediction, which the
+        node reports.
         """

@@ -24,6 +24,11 @@ class FlatAdamW:
         Of one dtype and device. A parameter without a gradient counts as one with gradient 0.
     learning_rate, weight_decay : float
         Weight decay is decoupled.
+
+    Attributes
+    ----------
+    values, gradient : Tensor, shape (values,)
+        Of all parameters, in their order.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class FlatAdamW:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Update the parameters and set the gradient to zero; return the values."""
+        """Update the parameters and set the gradient to zero; return `values` itself, (values,)."""
         self.steps += 1
         first, second = self.betas
         self._mean.lerp_(self.gradient, 1 - first)

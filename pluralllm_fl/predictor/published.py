@@ -52,7 +52,7 @@ class PublishedNetwork(Network):
     def encode_context(
         self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, ...]:
-        """Return keys and values of the context tokens in each layer, (C, 2 width) each."""
+        """Return keys and values of the C context options in each layer, (C, 2 width) each."""
         del known
         if context is None or not len(context):
             empty = next(self.parameters()).new_zeros(0, 2 * self.width)
@@ -81,7 +81,10 @@ class PublishedNetwork(Network):
     def objective(
         self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
     ) -> Callable[[], tuple[Tensor, ...]]:
-        """Prepare episodes: context and targets drawn from the group's training questions."""
+        """Prepare episodes: context and targets drawn from the group's training questions.
+
+        A step's loss is one term, a scalar.
+        """
         del server_round
         sampler = EpisodeSampler(
             (config.context_min, config.context_max), (config.target_min, config.target_max)

@@ -64,7 +64,7 @@ class Described(NamedTuple):
     features: Tensor
 
     def pick(self, questions: Tensor, options: Tensor) -> "Described":
-        """Return some of the questions, whose options these are."""
+        """Return some of the questions, (questions,), and their options, (options,), by index."""
         return Described(self.tokens[options], self.option[options], self.features[questions])
 
 
@@ -83,7 +83,7 @@ class SetBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, batch: QuestionBatch) -> Tensor:
-        """Map (N, width) to (N, width)."""
+        """Map (N, width) to (N, width), within each question of the batch."""
         parts = batch.pad(self.project(self.norm_attention(x))).chunk(3, dim=2)
         split = (len(batch), batch.longest, self.heads, x.shape[1] // self.heads)
         q, k, v = (part.reshape(split).transpose(1, 2) for part in parts)
@@ -114,7 +114,7 @@ class OptionTransformer(nn.Module):
             nn.init.normal_(self.head.weight, std=0.02)
 
     def forward(self, tokens: Tensor, batch: QuestionBatch) -> Tensor:
-        """Let the options of each question attend to one another."""
+        """Let the options of each question attend to one another: (N, inputs) to (N, outputs)."""
         x = self.embed(tokens)
         x = x + self.mix(x)
         for block in self.blocks:
@@ -173,7 +173,7 @@ class TransformerNetwork(Network):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def numbers(self) -> dict[str, Tensor]:
-        """Return the logarithms of the covariance's numbers."""
+        """Return the natural logarithms of the covariance's numbers by name, scalar each."""
         learned = (COVARIANCE_SPEED * self.covariance).unbind()
         return {k: start + x for (k, start), x in zip(COVARIANCE.items(), learned, strict=True)}
 
@@ -213,8 +213,8 @@ class TransformerNetwork(Network):
         Returns
         -------
         tuple of Tensor
-            Of every context option q and d (C, dim) and its factors (C, factors), and its
-            coefficient in the posterior mean (C,).
+            Of C context options q and d, (C, dim) each, their factors, (C, factors), and their
+            coefficients in the posterior mean, (C,). C is at most `MOST_CONTEXT_OPTIONS`.
         """
         if context is None or not len(context):
             empty = self.linear.new_zeros(0, self.dimension)
@@ -235,10 +235,10 @@ class TransformerNetwork(Network):
         """Prepare ``loss(m + R) + loss(x₀ + F z) + misalignment of the Gaussian process``.
 
         x₀ is the mean as received and z the group's place among the factors as received: it stays
-        on the node and ends with the round. The Gaussian process is tried on a part of the
-        questions that this node never trains the mean on, so that the group is there as good as
-        unseen, and without factors, which know the group; only the covariance's numbers learn
-        from it.
+        on the node and ends with the round. The Gaussian process is tried in the first rounds
+        (`TRIED_UNTIL`), on a part of the questions that this node does not train the mean on until
+        they are over, so that the group is there as good as unseen, and without factors, which know
+        the group; only the covariance's numbers learn from it. Each term of the sum is a scalar.
         """
         pool = table.members("train")
         if len(pool) > MOST_QUESTIONS:

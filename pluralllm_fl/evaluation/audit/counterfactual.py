@@ -16,7 +16,7 @@ from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import Workspace
 
-Pair = tuple[FloatArray, FloatArray]
+Pair = tuple[FloatArray, FloatArray]  # readings with a group and without, (figures,) each
 
 
 def leave_one_out(
@@ -77,7 +77,10 @@ def mean_of_answers(examiner: Examiner, groups: Sequence[str]) -> dict[str, Any]
 
 
 def paired(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return mean readings with and without, and their difference with its 95% interval."""
+    """Return mean readings with and without, and their difference with its 95% interval.
+
+    The readings of each pair are (figures,); the interval is that of the alignment.
+    """
     first, second = (np.array(rows) for rows in zip(*pairs, strict=True))
     difference = first - second
     return {

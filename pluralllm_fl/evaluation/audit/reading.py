@@ -1,7 +1,8 @@
 """How closely an attacker who has the question texts reproduces a group's answers.
 
-A *reading* is an array of three figures (`FIGURES`): the mean alignment over questions, and the
-shares of options that are predicted within 0.02 and within 0.05. NaN: there is nothing to read.
+A *reading* is an array of the `FIGURES`, shape (figures,), each in 0..1: the mean alignment over
+questions, and the shares of options that are predicted within 0.02 and within 0.05. NaN: there is
+nothing to read.
 """
 
 import warnings
@@ -26,6 +27,11 @@ class Examiner:
 
     Of a group that did not train, the questions that some seen group trained on count: another
     difference between the two kinds of groups would be one of questions.
+
+    Attributes
+    ----------
+    trained_rows : ndarray of int, shape (questions,)
+        First rows of these questions in the embedding table, in increasing order.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -47,13 +53,13 @@ class Examiner:
     def read(
         self, predict: Predict, group: str, split: EvaluationSplit = "train", known: int = 0
     ) -> FloatArray:
-        """Return the reading of a group's questions in a split."""
+        """Return the reading of a group's questions in a split, shape (figures,)."""
         targets = self.targets(predict, group, split, known)
         return NOTHING if targets is None else reading(targets)
 
 
 def reading(targets: Targets) -> FloatArray:
-    """Compare predicted with true distributions."""
+    """Compare predicted with true distributions: a reading, shape (figures,)."""
     error = np.abs(targets.predicted - targets.true)
     near = [float((error <= tolerance).mean()) for tolerance in TOLERANCES]
     return np.array([targets.alignment.mean(), *near])
@@ -106,7 +112,10 @@ def membership(examiner: Examiner, predict: Predict) -> dict[str, float | None]:
 
 
 def area_under_curve(inside: FloatArray, outside: FloatArray) -> float:
-    """Return the chance that a score inside is above one outside, ties half; NaN without any."""
+    """Return the chance that a score inside is above one outside, ties half; NaN without any.
+
+    ``U / (m n)`` of Mann and Whitney, for scores of shape (m,) and (n,).
+    """
     if not len(inside) or not len(outside):
         return float("nan")
     ranks = rankdata([*inside, *outside])[: len(inside)]
@@ -115,7 +124,10 @@ def area_under_curve(inside: FloatArray, outside: FloatArray) -> float:
 
 
 def sides(workspace: Workspace, readings: Mapping[str, FloatArray]) -> dict[str, Any]:
-    """Return the mean readings of both sides, their difference and its 95% interval (Welch)."""
+    """Return the mean readings of both sides, their difference and its 95% interval (Welch).
+
+    `readings` are by group, of shape (figures,); the interval is that of the alignment.
+    """
     seen, unseen = (
         np.array([readings[group] for group in groups]).reshape(-1, len(FIGURES))
         for groups in (workspace.seen, workspace.unseen)
@@ -131,7 +143,8 @@ def sides(workspace: Workspace, readings: Mapping[str, FloatArray]) -> dict[str,
 def interval(values: FloatArray, others: FloatArray | None = None) -> list[float] | None:
     """Return the 95% interval of a mean, or of a difference of means by Welch's t.
 
-    None where there are fewer than two values of a kind.
+    Values and others are (groups,); NaN are left out. None where there are fewer than two of a
+    kind.
     """
     one, *rest = [x[~np.isnan(x)] for x in (values, others) if x is not None]
     if min(map(len, (one, *rest))) < 2:
@@ -143,12 +156,12 @@ def interval(values: FloatArray, others: FloatArray | None = None) -> list[float
 
 
 def figures(row: FloatArray) -> dict[str, float] | None:
-    """Name the figures of a reading; None: there is nothing to read."""
+    """Name the figures of a reading, (figures,); None: there is nothing to read."""
     return None if np.isnan(row).any() else dict(zip(FIGURES, map(float, row), strict=True))
 
 
 def mean_reading(rows: FloatArray) -> FloatArray:
-    """Average over groups, (groups, figures), those left out that have nothing to read."""
+    """Average (groups, figures) over groups, (figures,), without those that have none to read."""
     kept = rows[~np.isnan(rows[:, 0])]
     mean: FloatArray = kept.mean(axis=0) if len(kept) else np.full(rows.shape[1], np.nan)
     return mean

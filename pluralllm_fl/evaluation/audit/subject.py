@@ -55,7 +55,10 @@ def open_subject(run: Path) -> Subject:
 
 
 def kept(subject: Subject, server_round: int) -> tuple[str, Weights] | None:
-    """Return the model that a round began with, if it is at hand, and where it is from."""
+    """Return where the model that a round began with is from, and its weights by name, any shape.
+
+    None if it is not at hand.
+    """
     workspace = subject.workspace
     if server_round == 1:
         config = workspace.config
@@ -88,7 +91,10 @@ def is_fedavg(workspace: Workspace) -> bool:
 def train_again(
     subject: Subject, rounds: Sequence[int], on_work: OnWork
 ) -> tuple[PreferencePredictor, dict[int, tuple[str, Weights]]]:
-    """Train the federation in this process; return it and the models that `rounds` began with."""
+    """Train the federation in this process; return it and the models that `rounds` began with.
+
+    The latter by round, as in `kept`: where a model is from, and its weights by name, any shape.
+    """
     config = subject.workspace.config
     found = {}
 

@@ -18,7 +18,7 @@ from pluralllm_fl.predictor.training import learning_rate_at, round_seed, train_
 # An update is a step towards the node's answers; going on in its direction comes closer to them.
 AMPLIFICATIONS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
-Weights = dict[str, Tensor]
+Weights = dict[str, Tensor]  # a model's, by name; any shape
 
 
 def from_updates(
@@ -32,6 +32,11 @@ def from_updates(
 
     The attacker adds the update, amplified, to the model that the node received, and predicts with
     the sum, no answer known. He is given the best amplification: an upper bound for this attack.
+
+    Parameters
+    ----------
+    received : dict of str to Tensor, any shape
+        Weights of the model that the nodes received, by name.
 
     Returns
     -------
