@@ -57,8 +57,8 @@ class ConditionedGroup:
     Parameters
     ----------
     pluralist : Pluralist
-    context : tuple of Tensor
-        What the predictor keeps of the answers.
+    context : tuple of Tensor, any shape
+        What the predictor keeps of the answers (`encode_context` of its network).
     answers : int
         How many questions the group answered.
     name : str
@@ -87,7 +87,7 @@ class ConditionedGroup:
     def predict(
         self, question: str, options: Sequence[str], offered: Sequence[str] | None = None
     ) -> FloatArray:
-        """Return the predicted distribution over the options of one question.
+        """Return the predicted distribution over one question's options: shares, shape (options,).
 
         Parameters
         ----------
@@ -115,11 +115,12 @@ class ConditionedGroup:
         Returns
         -------
         list of ndarray, shape (options,)
+            Shares of each question's options.
         """
         return [np.exp(p) for p in self.predict_log_proba(questions)]
 
     def predict_log_proba(self, questions: Sequence[Asked]) -> list[FloatArray]:
-        """Return the logarithms of `predict_proba`; exact where that rounds to 0."""
+        """Return natural logs of `predict_proba`, (options,) each; exact where that rounds to 0."""
         read = [asked(question) for question in questions]
         if not read:
             return []
@@ -313,7 +314,7 @@ class Pluralist:
         ----------
         known : GroupPreferences, optional
             The group's answers to them.
-        offered : ndarray of bool, shape (options of all questions,), or None
+        offered : ndarray of bool, shape (N,), or None
             What can be chosen; None: all.
         at_once : int
             Questions of a batch.
@@ -345,7 +346,7 @@ def predict_distribution(
     group: str | None = None,
     offered: Sequence[str] | None = None,
 ) -> FloatArray:
-    """Predict one question, with the answers in a data file as context.
+    """Predict one question, shares (options,), with the answers in a data file as context.
 
     Raises
     ------

@@ -50,7 +50,7 @@ class Group(Protocol):
         ...
 
     def predict_log_proba(self, questions: Sequence[Question]) -> list[FloatArray]:
-        """Return the logarithms of the distributions over the options of questions."""
+        """Return the natural logarithms of the options' shares, (options,) for each question."""
         ...
 
 

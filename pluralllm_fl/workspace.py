@@ -34,7 +34,7 @@ class Workspace:
     seen, unseen : tuple of str
         Groups that train, and groups that never do; each sorted.
     vectors : Tensor, shape (rows, embedding dim)
-        On the device that the config asks for.
+        One row per (question, option), on the device that the config asks for.
     first_row : dict of str to int
         Question id -> row of its first option.
     embedding_fingerprint : str

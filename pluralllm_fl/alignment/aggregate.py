@@ -21,7 +21,7 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.metrics import fairness
 
 Rewards = Mapping[str, Sequence[float | None]]  # group -> one reward a completion
-# The rewards of one completion and the groups that gave them -> one reward.
+# The rewards of one completion, (groups,), and the groups that gave them -> one reward.
 Combine = Callable[[FloatArray, Sequence[str]], float]
 
 

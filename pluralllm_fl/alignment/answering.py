@@ -29,7 +29,7 @@ class LetterAnswer:
     orders : ndarray of int, shape (orders, options)
         In order r letter j stands for option ``orders[r, j]``.
     log_probability : ndarray, shape (orders, options)
-        Of the letters' tokens, among all tokens that could come first.
+        Of the letters' tokens, among all tokens that could come first; natural log.
     """
 
     orders: IntArray
@@ -50,11 +50,11 @@ class LetterAnswer:
         return replace(self, orders=self.orders[:1], log_probability=self.log_probability[:1])
 
     def less(self, prior: FloatArray) -> FloatArray:
-        """Return the shares of the options with `prior`, (options,), off the letters' logits."""
+        """Return the options' shares with `prior` off the letters' logits, (options,) each."""
         return self._by_option(softmax(self.log_probability - prior, axis=1))
 
     def divergence(self, base: "LetterAnswer") -> float:
-        """Return KL(this ‖ base) of the letters, mean over the orders, which both share."""
+        """Return KL(this ‖ base) of the letters in nats, mean over the orders, which both share."""
         own, other = (log_softmax(x.log_probability, axis=1) for x in (self, base))
         return float((np.exp(own) * (own - other)).sum(axis=1).mean())
 
@@ -127,7 +127,7 @@ def letter_answers(
 
 
 def letter_prior(answers: Sequence[LetterAnswer]) -> dict[int, FloatArray]:
-    """Return the mean log-probability of each letter, by the number of options.
+    """Return the mean natural log-probability of each letter, (options,), by number of options.
 
     It is what a policy says before it reads a question: with it off (`LetterAnswer.less`) the
     policy is debiased. No answer of a group is read.
@@ -139,7 +139,7 @@ def letter_prior(answers: Sequence[LetterAnswer]) -> dict[int, FloatArray]:
 
 
 def debiased(answers: Sequence[LetterAnswer]) -> list[FloatArray]:
-    """Return the shares of the options with the letters' own prior removed."""
+    """Return the options' shares, (options,) an answer, with the letters' own prior removed."""
     prior = letter_prior(answers)
     return [answer.less(prior[answer.orders.shape[1]]) for answer in answers]
 

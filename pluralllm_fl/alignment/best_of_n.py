@@ -43,7 +43,10 @@ def best_of_n(group: ConditionedGroup, question: str, candidates: Sequence[str])
 
 
 def best_option(predicted: FloatArray, candidates: Sequence[int]) -> int:
-    """Return the candidate option with the largest predicted share, the first of equal ones."""
+    """Return the candidate with the largest share, the first of equal ones.
+
+    `predicted` are the shares of the question's options, (options,).
+    """
     return max(sorted(set(candidates)), key=lambda option: predicted[option])
 
 
@@ -56,7 +59,12 @@ def pick_distribution(policy: FloatArray, predicted: FloatArray, n: int) -> Floa
     Parameters
     ----------
     policy, predicted : ndarray, shape (options,)
-        What the policy answers, and what the picker prefers.
+        Shares of what the policy answers (scaled to sum 1), and of what the picker prefers.
+
+    Returns
+    -------
+    ndarray, shape (options,)
+        Shares of the picks.
 
     Raises
     ------

@@ -22,7 +22,7 @@ from pluralllm_fl.metrics import uniform_like
 from pluralllm_fl.preferences import Question
 
 Answers = dict[Asked, LetterAnswer]
-Given = Callable[[Sheet], FloatArray]  # answers to a sheet, flat
+Given = Callable[[Sheet], FloatArray]  # shares of a sheet's options, (N,)
 OnAsk = Callable[[str, int, int], None]  # what is asked, prompts done, of so many
 BASE, DEBIASED, POLICY = "base", "base, debiased", "policy"
 

@@ -17,11 +17,16 @@ _EQUAL = 1e-6
 
 
 def measure(sheet: Sheet, given: FloatArray) -> dict[str, FloatArray]:
-    """Measure answers, flat in the order of a sheet: a value a question.
+    """Measure answers to a sheet: a value a question.
+
+    Parameters
+    ----------
+    given : ndarray, shape (N,)
+        Shares of the options, in the order of the sheet.
 
     Returns
     -------
-    dict
+    dict of str to ndarray, shape (Q,)
         ``alignment`` with the group; ``reward``: alignment with the predictor, which is what a
         policy is trained for (where it grows and the alignment does not, the reward is hacked);
         ``top``: 1 if the most likely answer is a most popular one of the group; ``agreement``:
@@ -50,8 +55,8 @@ def summary(
     ----------
     papers : sequence of Sheet
         One a group.
-    values : sequence of mapping of str to ndarray, shape (questions of the sheet,)
-        In the order of `papers`.
+    values : sequence of mapping of str to ndarray, shape (Q,)
+        What `measure` returns for each sheet of Q questions, in the order of `papers`.
     beside : mapping of str to such sequences
         Other answers to the same sheets, by name.
 

@@ -25,7 +25,7 @@ def agreement_by_size(
     Parameters
     ----------
     answers : mapping of Question to ndarray, shape (options,)
-        The policy's, from which the candidates come.
+        The policy's shares, from which the candidates come.
     sizes : sequence of int
         Numbers of candidates n.
 
@@ -53,6 +53,11 @@ def survey_picks(
     """Draw n answers of the policy to each question and pick one for each group.
 
     All groups pick from the same candidates.
+
+    Parameters
+    ----------
+    answers : mapping of Question to ndarray, shape (options,)
+        The policy's shares; they are scaled to sum 1.
 
     Returns
     -------

@@ -91,8 +91,8 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, "Tensor"]:
 
     Returns
     -------
-    dict of str to Tensor, shape (rows, longest)
-        ``input_ids``, ``attention_mask`` and ``position_ids``.
+    dict of str to Tensor of int, shape (rows, longest)
+        ``input_ids`` (token ids), ``attention_mask`` (0 or 1) and ``position_ids`` (from 0).
     """
     import torch
 

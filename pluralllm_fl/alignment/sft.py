@@ -68,7 +68,10 @@ def sft(
 
 
 def divergence(log_q: "Tensor", p: "Tensor") -> "Tensor":
-    """Return the mean over rows of KL(p ‖ q), both of shape (rows, letters); p may hold zeros."""
+    """Return the mean over rows of KL(p ‖ q) in nats, a scalar.
+
+    `log_q` (natural log) and `p` have the shape (rows, letters); `p` may hold zeros.
+    """
     return (p.xlogy(p) - p * log_q).sum(dim=1).mean()
 
 

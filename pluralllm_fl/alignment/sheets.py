@@ -29,8 +29,9 @@ class Sheet:
         Side is "seen" or "unseen"; kind as in `SPLITS`.
     questions : tuple of Question
         Those that the group answered, none of which the predictor was shown.
-    true, marginal, predicted : ndarray, shape (options of all questions,)
-        The group's answers, the seen groups' mean answer (an oracle), the predictor's.
+    true, marginal, predicted : ndarray, shape (N,)
+        Shares of all options: the group's answers, the seen groups' mean answer (an oracle), the
+        predictor's.
     """
 
     group: str
@@ -43,15 +44,15 @@ class Sheet:
 
     @cached_property
     def question(self) -> IntArray:
-        """Index 0..Q-1 of each option's question."""
+        """Index 0..Q-1 of each option's question, shape (N,)."""
         return owners([len(q.options) for q in self.questions])
 
     def by_question(self, values: FloatArray) -> list[FloatArray]:
-        """Return the parts of flat values, one a question."""
+        """Return the parts of flat values, (N,): one a question, (options,)."""
         return np.split(values, np.flatnonzero(np.diff(self.question)) + 1)
 
     def flat(self, answers: Mapping[Question, FloatArray]) -> FloatArray:
-        """Lay out answers by question in the order of this sheet."""
+        """Lay out answers by question, (options,) each, in the order of this sheet, (N,)."""
         return np.concatenate([answers[q] for q in self.questions])
 
 
@@ -101,7 +102,10 @@ def sheets(subject: Subject, questions: Mapping[Kind, Sequence[Question]]) -> li
 
 
 def for_everyone(papers: Sequence[Sheet]) -> dict[Question, FloatArray]:
-    """Average the predictions for the groups that answered a question: one answer for all."""
+    """Average the shares predicted for the groups that answered a question, (options,) each.
+
+    One answer for all, of the same shape.
+    """
     found: dict[Question, list[FloatArray]] = {}
     for sheet in papers:
         for q, p in zip(sheet.questions, sheet.by_question(sheet.predicted), strict=True):

@@ -32,6 +32,7 @@ class Target:
     group : str or None
         Named in the prompt; None: the policy is asked without a group.
     distribution : ndarray, shape (options,)
+        Shares, with sum 1.
     """
 
     question: Question
@@ -168,7 +169,7 @@ def require_pooled(aggregate: str) -> None:
 
 
 def pooled(distributions: Mapping[str, FloatArray], aggregate: str) -> FloatArray:
-    """Pool the groups' distributions over one question, and scale to a sum of 1.
+    """Pool the groups' shares of one question's options, (options,) each, scaled to a sum of 1.
 
     "mean", "minimum" or "maximum" of each option's shares; "log-mean": their geometric mean, which
     is the optimum of the groups' mean log p with an entropy bonus of 1.

@@ -75,7 +75,7 @@ def _read(text: Any, options: tuple[Any, ...]) -> Question:
 def offered_mask(
     question: Question, offered: Sequence[str], shares: FloatArray | None = None
 ) -> BoolArray:
-    """Mark the options offered, shape (options,).
+    """Mark the options offered, shape (options,); the answer's `shares` have the same shape.
 
     Raises
     ------

@@ -48,7 +48,7 @@ def generate(spec: SyntheticSpec) -> PreferenceDataset:
 
 
 def truth(spec: SyntheticSpec) -> dict[str, dict[Question, FloatArray]]:
-    """Return the probabilities that the judgements were drawn from, by group."""
+    """Return the probabilities that the judgements were drawn from, (2,), by group and pair."""
     found: dict[str, dict[Question, FloatArray]] = {}
     for judged in _judgements(spec):
         found.setdefault(judged.group, {})[judged.question] = judged.truth

@@ -69,7 +69,7 @@ class Encoder:
     def encode(
         self, texts: Sequence[str], known: Callable[[int], bool]
     ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Yield (indices into `texts`, vectors of shape (indices, dimension)), batch by batch.
+        """Yield indices into `texts` and their vectors, (indices, dimension), batch by batch.
 
         Texts whose index is `known` when their batch's turn comes are left out.
 
