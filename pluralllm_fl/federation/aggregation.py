@@ -18,7 +18,10 @@ MOST_SUSPECTS = 16
 
 
 class Aggregate(NamedTuple):
-    """What came of a round: arrays (None: never sound; empty: the strategy made none)."""
+    """What came of a round.
+
+    Arrays may have any shape. None: they were never sound; empty: the strategy made none.
+    """
 
     arrays: Arrays | None
     replies: Replies
@@ -33,7 +36,7 @@ def aggregate(
     Parameters
     ----------
     attempt : callable
-        Lets the strategy aggregate; may use up what it is given.
+        Lets the strategy aggregate to a model's arrays, any shape; may use up what it is given.
     strategy : Strategy
         Set back to its state before each further attempt: momentum must not keep what overflowed.
     replies : list of (Outcome, RecordDict)

@@ -104,6 +104,11 @@ class EarlyStopping(Callback):
     ----------
     patience : int
         Evaluations without improvement before the run stops.
+
+    Attributes
+    ----------
+    best_arrays : dict of str to ndarray, any shape
+        The best model's; empty before the first evaluation.
     """
 
     def __init__(self, patience: int) -> None:
@@ -147,7 +152,7 @@ class EarlyStopping(Callback):
         return {name: getattr(self, name) for name in names}
 
     def load(self, state: Event, best_arrays: Arrays) -> None:
-        """Set the state from a checkpoint."""
+        """Set the state from a checkpoint, with the best model's arrays, any shape."""
         for name, value in state.items():
             setattr(self, name, value)
         self.best_arrays = best_arrays

@@ -96,7 +96,10 @@ class RoundLoop:
             )
 
     def finish(self, arrays: Arrays | None, evaluation: Event | None) -> None:
-        """Choose the final model: the given one, else the last; evaluate it on every group."""
+        """Choose the final model: the given one, else the last; evaluate it on every group.
+
+        `arrays` are the given one's, by name, any shape.
+        """
         self.finished = True
         chosen = self.progress.round
         if arrays is not None and evaluation is not None:

@@ -149,7 +149,8 @@ class LocalNode:
     ) -> tuple[ArrayRecord, TrainingReport, Scores | None]:
         """Train the received predictor on this group's training questions.
 
-        If the order asks for it, the predictor is scored first, as it was received.
+        Its arrays, any shape, come back trained in the same shapes. If the order asks for it, the
+        predictor is scored first, as it was received.
 
         Raises
         ------
@@ -176,14 +177,17 @@ class LocalNode:
         return ArrayRecord(weights), report, scores
 
     def evaluate(self, arrays: ArrayRecord) -> Scores:
-        """Score the received predictor on every split of this group's questions."""
+        """Score the received predictor on every split of this group's questions.
+
+        Its arrays may have any shape that the run config gives them.
+        """
         return self._scores(self._predictor(arrays))
 
     def reward(self, arrays: ArrayRecord, request: RewardRequest) -> list[float | None]:
         """Score a policy's rollouts by what this group is predicted to prefer.
 
-        The predictor is conditioned on the group's own answers, which stay here. Returns one
-        reward a completion, prompt by prompt; None where it cannot be scored.
+        The predictor (its arrays, any shape) is conditioned on the group's own answers, which stay
+        here. Returns one reward a completion, prompt by prompt; None where it cannot be scored.
 
         Raises
         ------

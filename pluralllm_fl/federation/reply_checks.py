@@ -53,7 +53,7 @@ def train_reply(
     Parameters
     ----------
     content : RecordDict
-    base : dict of str to array
+    base : dict of str to ndarray, any shape
         The model that the node was sent.
     weight_key : str
         Name of the weight among the metrics.

@@ -48,8 +48,8 @@ class FederatedReward:
     ----------
     grid : GuardedGrid
         The federation.
-    arrays : ArrayRecord
-        The predictor, sent with every request: nodes keep no state.
+    arrays : ArrayRecord, any shape
+        The predictor's, sent with every request: nodes keep no state.
     config : RunConfig
         Of the run that trained the predictor.
     mode, nearest, unmatched

@@ -24,7 +24,10 @@ _FILES = ("arrays.safetensors", "strategy.safetensors", "best.safetensors")
 
 @dataclass(slots=True)
 class RunState:
-    """What the round loop knows after ``round`` rounds; seconds and bytes of the whole run."""
+    """What the round loop knows after ``round`` rounds; seconds and bytes of the whole run.
+
+    `arrays` are the global model's, by name, any shape.
+    """
 
     arrays: Arrays
     round: int = 0
@@ -37,7 +40,7 @@ class RunState:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A `RunState` with the states of strategy and early stopping (JSON and arrays each)."""
+    """A `RunState` with the states of strategy and early stopping: JSON and arrays of any shape."""
 
     progress: RunState
     strategy: dict[str, Any]

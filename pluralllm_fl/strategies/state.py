@@ -21,7 +21,7 @@ def capture(strategy: Strategy) -> tuple[dict[str, Any], Arrays]:
     tree : dict
         JSON; a value that is not plain is a one-key object that names its kind. Functions are
         configuration and left out; other unknown objects are named under ``unsupported``.
-    arrays : dict of ndarray
+    arrays : dict of str to ndarray, any shape
         Copies of the arrays that the tree refers to.
     """
     arrays: Arrays = {}
@@ -29,7 +29,7 @@ def capture(strategy: Strategy) -> tuple[dict[str, Any], Arrays]:
 
 
 def restore(strategy: Strategy, tree: dict[str, Any], arrays: Arrays) -> None:
-    """Set the captured state on a newly built strategy of the same class.
+    """Set the captured state (`arrays` of any shape) on a newly built strategy of the same class.
 
     Raises
     ------

@@ -180,7 +180,7 @@ def evaluated(scores: Scores) -> RecordDict:
 
 
 def trained(arrays: ArrayRecord, report: TrainingReport, scores: Scores | None) -> RecordDict:
-    """Return the content of a training reply."""
+    """Return the content of a training reply; the model's `arrays` may have any shape."""
     content = RecordDict({ARRAYS: arrays, METRICS: report.record()})
     if scores is not None:
         content[SCORES] = score_record(scores)

@@ -23,12 +23,12 @@ class Layout(NamedTuple):
 
 
 def layout_of(arrays: Arrays) -> dict[str, Layout]:
-    """Return shape and dtype of every array."""
+    """Return shape and dtype of every array, which may have any shape."""
     return {name: Layout(value.shape, value.dtype) for name, value in arrays.items()}
 
 
 def read_arrays(record: ArrayRecord, expected: Mapping[str, Layout]) -> Arrays:
-    """Return the arrays of a record in the expected order.
+    """Return the arrays of a record, any shape that is expected, in the expected order.
 
     Raises
     ------
@@ -64,7 +64,10 @@ def _header(data: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
 
 
 def ordered(arrays: Arrays, expected: Mapping[str, Layout]) -> Arrays:
-    """Return the arrays in the expected order, every one checked as `read_arrays` does."""
+    """Return the arrays, any shape that is expected, in the expected order.
+
+    Every one is checked as `read_arrays` does.
+    """
     _check_names(arrays, expected)
     for name, value in arrays.items():
         _check_layout(name, Layout(value.shape, value.dtype), expected[name])

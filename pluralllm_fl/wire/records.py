@@ -14,12 +14,12 @@ from pluralllm_fl.arrays import Arrays
 
 
 def to_record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
-    """Return the arrays as a Flower record, in the order of the mapping."""
+    """Return the arrays, any shape, as a Flower record, in the order of the mapping."""
     return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
 
 
 def to_arrays(record: ArrayRecord) -> Arrays:
-    """Return a Flower record's arrays by name."""
+    """Return a Flower record's arrays, any shape, by name and in its order."""
     return {name: np.asarray(array.numpy()) for name, array in record.items()}
 
 
@@ -32,7 +32,10 @@ def count_bytes(content: RecordDict) -> int:
 
 
 def update_norms(new: Arrays, reference: Arrays) -> dict[str, float]:
-    """Return the L2 norm of ``new - reference`` of every array, in float64."""
+    """Return the L2 norm of ``new - reference`` of every array by name, in float64.
+
+    Arrays may have any shape, the same in both; the norm is that of all values: ``√Σ (a − b)²``.
+    """
     norms = {}
     for name, value in new.items():
         difference = np.subtract(value, reference[name], dtype=np.float64)
