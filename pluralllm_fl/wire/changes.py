@@ -37,7 +37,7 @@ class Change(Protocol):
         ...
 
     def decode(self, encoded: Arrays, received: Arrays) -> Arrays:
-        """Undo `encode` on the server; arrays as `layout` says."""
+        """Undo `encode` on the server: arrays as `layout` says, back to any shape."""
         ...
 
 
@@ -71,7 +71,7 @@ def received(record: ArrayRecord, base: Arrays, changes: Sequence[Change]) -> Ar
     ----------
     record : ArrayRecord
         As it came.
-    base : dict of str to array
+    base : dict of str to ndarray, any shape
         The model that the node was sent.
     changes : sequence of Change
         Those that the node had to make.

@@ -170,7 +170,7 @@ def query(node_id: int) -> Message:
 
 
 def task(arrays: ArrayRecord, order: ConfigRecord) -> RecordDict:
-    """Return the content of a message to a node: the model, and what to do with it."""
+    """Return the content of a message to a node: the model, any shape, and what to do with it."""
     return RecordDict({ARRAYS: arrays, ORDER: order})
 
 

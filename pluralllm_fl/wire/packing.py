@@ -24,7 +24,7 @@ _DTYPES = {
 
 
 def packed(content: RecordDict, known: Packings | None = None) -> RecordDict:
-    """Return the records with every array record packed into one array of bytes.
+    """Return the records with every array record packed into one array of bytes, (bytes,).
 
     Parameters
     ----------

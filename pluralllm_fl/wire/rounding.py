@@ -21,7 +21,10 @@ _NAN = 0x7FC0
 
 
 def layout(arrays: Mapping[str, Layout]) -> dict[str, Layout]:
-    """Return names, shapes and dtypes of what `encode` makes of a model of this layout."""
+    """Return names, shapes and dtypes of what `encode` makes of a model of this layout.
+
+    All values of its float32 arrays become one array of uint16, (values,).
+    """
     kept = {name: one for name, one in arrays.items() if one.dtype != np.float32}
     values = sum(math.prod(arrays[name].shape) for name in _compressed(arrays))
     return kept | {_UPDATE: Layout((values,), np.dtype(np.uint16))}
@@ -30,7 +33,8 @@ def layout(arrays: Mapping[str, Layout]) -> dict[str, Layout]:
 def encode(arrays: Arrays, received: Arrays) -> Arrays:
     """Encode ``arrays - received``, the trained minus the received model, as `layout` describes.
 
-    Values are rounded to nearest even. NaN and infinite values arrive as such or as NaN.
+    Arrays may have any shape, the same in both. Values are rounded to nearest even. NaN and
+    infinite values arrive as such or as NaN.
     """
     names = _compressed(received)
     kept = {name: value for name, value in arrays.items() if name not in names}
@@ -41,7 +45,7 @@ def encode(arrays: Arrays, received: Arrays) -> Arrays:
 def decode(encoded: Arrays, received: Arrays) -> Arrays:
     """Return the trained model, in the received one's order, from arrays that fit `layout`.
 
-    Overflow gives infinite values.
+    These may have any shape, which is that of the received one. Overflow gives infinite values.
     """
     names = _compressed(received)
     ends = np.cumsum([received[name].size for name in names], dtype=np.int64)
