@@ -10,6 +10,7 @@ import pytest
 
 # Before torch: threads that wait actively for each other are four times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, as torch's below
 import torch
 from hypothesis import settings
 

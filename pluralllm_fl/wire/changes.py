@@ -41,8 +41,9 @@ class Change(Protocol):
         ...
 
 
-# In the order in which a node makes them. Clipping and packing are not among them: the one, which
-# comes first, has nothing to undo, the other is made of every message, in both directions.
+# In the order in which a node makes them; rounding is the first, as it reads the model itself.
+# Clipping and packing are not among them: the one, before all of
+# these, leaves nothing to undo, the other is made of every message, in both directions.
 CHANGES: tuple[Change, ...] = (rounding,)
 
 

@@ -33,7 +33,7 @@ def federate(output: Path, strategy: str, **changes: bool | float | int | str) -
     config = settings(
         output, synthetic_groups=GROUPS, synthetic_questions=40, unseen_fraction=0.17,
         strategy=strategy, strategy_args=json.dumps(ARGUMENTS.get(strategy, {})),
-        num_server_rounds=5, evaluate_every=5, local_steps=8, client_weight="uniform", **changes,
+        num_server_rounds=4, evaluate_every=4, local_steps=6, client_weight="uniform", **changes,
     )  # fmt: skip
     return run_on(InProcessGrid(app, GROUPS, config.to_run_config()), config)
 
