@@ -269,6 +269,12 @@ def default_run_config() -> dict[str, Value]:
     return defaults
 
 
+def toml(values: Mapping[str, Value]) -> str:
+    """Write plain keys and values as TOML: like JSON, but that DEL must be escaped."""
+    text = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(text).replace("\x7f", "\\u007f")
+
+
 def _require(valid: bool, name: str, value: object, demand: str) -> None:
     if not valid:
         raise ConfigError(f"{name.replace('_', '-')} = {value!r}: must be {demand}.")

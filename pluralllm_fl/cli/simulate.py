@@ -44,10 +44,9 @@ from pluralllm_fl.cli.tables import (
 )
 from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
-from pluralllm_fl.formats import duration
 from pluralllm_fl.runs.artefacts import RunDirectory
 from pluralllm_fl.runs.lookup import close_run
-from pluralllm_fl.runs.progress import EventTail, RoundProgress
+from pluralllm_fl.runs.progress import EventTail, RoundProgress, duration
 from pluralllm_fl.runs.record import RunRecord, read_json
 
 if TYPE_CHECKING:

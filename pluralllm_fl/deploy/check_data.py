@@ -12,8 +12,8 @@ from pluralllm_fl.datasets.files import FORMATS
 from pluralllm_fl.deploy.findings import Finding
 from pluralllm_fl.embedding import Progress
 from pluralllm_fl.errors import DatasetError, PluralLLMError
-from pluralllm_fl.formats import duration
 from pluralllm_fl.preferences import PreferenceDataset
+from pluralllm_fl.runs.progress import duration
 
 _SHOWN = 5  # line numbers listed for one reason
 

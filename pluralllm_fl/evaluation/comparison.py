@@ -13,6 +13,7 @@ from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation import baselines
+from pluralllm_fl.evaluation.blocks import split_blocks
 from pluralllm_fl.evaluation.probes import MLP_STEPS, mlp_probe, ridge_probe
 from pluralllm_fl.evaluation.references import (
     Reference,
@@ -30,7 +31,6 @@ from pluralllm_fl.evaluation.scores import (
     Targets,
     beside_answers,
     score_splits,
-    split_blocks,
 )
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor

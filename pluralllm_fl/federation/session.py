@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from pluralllm_fl import strategies
-from pluralllm_fl.config import RunConfig
+from pluralllm_fl.config import RunConfig, toml
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.evaluation.card import write_card
 from pluralllm_fl.federation import results, resuming, trackers
@@ -29,7 +29,6 @@ from pluralllm_fl.federation.grid import GuardedGrid
 from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
 from pluralllm_fl.federation.roster import Roster, collect
-from pluralllm_fl.formats import toml
 from pluralllm_fl.runs.artefacts import (
     RunDirectory,
     new_run_name,

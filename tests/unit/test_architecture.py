@@ -11,7 +11,7 @@ import pytest
 import pluralllm_fl
 
 PACKAGE = Path(pluralllm_fl.__file__).parent
-WORDS = {"arrays", "config", "devices", "errors", "formats", "metrics", "preferences"}
+WORDS = {"arrays", "config", "devices", "errors", "metrics", "preferences"}
 FLOWER = {"wire", "strategies", "federation", "processes"}
 LEAVES = {"cli", "report"}
 
