@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,19 @@ from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 SURVEY_GROUPS = 8  # of generated data, if there are not more nodes
 RESPONDENTS = {"synthetic": 400, synthetic_summaries.NAME: 20}  # if the config says 0
 RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
+
+
+class SplitData(NamedTuple):
+    """A data set, its groups that train and its groups that never do; each sorted."""
+
+    dataset: PreferenceDataset
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Seen groups, then unseen."""
+        return self.seen + self.unseen
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,15 @@ def read_dataset(config: RunConfig) -> PreferenceDataset:
     )
 
 
+def split_data(config: RunConfig) -> SplitData:
+    """Load the data set that a config names, and split its groups."""
+    dataset = read_dataset(config)
+    seen, unseen = split_groups(
+        dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
+    )
+    return SplitData(dataset, seen, unseen)
+
+
 def spec_of(config: RunConfig) -> SyntheticSpec:
     """Return size and seed of generated data."""
     return SyntheticSpec(
@@ -166,10 +189,7 @@ def require_questions(
 @lru_cache(maxsize=2)
 def open_workspace(config: RunConfig, progress: Progress | None = None) -> Workspace:
     """Load, split and embed; one copy a process and config."""
-    dataset = read_dataset(config)
-    seen, unseen = split_groups(
-        dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
-    )
+    dataset, seen, unseen = split_data(config)
     embedder = text_embedder(config)
     table = embedder.embed(dataset.questions, progress)
     vectors = torch.from_numpy(table.vectors).to(torch_device(config.device))

@@ -1,7 +1,7 @@
 """Predictor x group -> scores on the split grid, with bootstrap intervals."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -226,6 +226,12 @@ def score_targets(targets: Targets) -> SplitScore:
         calibration_error=calibration_error(*compared) if pairs else 0.0,
         pairs=pairs,
     )
+
+
+def uniform_alignment(answers: Sequence[FloatArray]) -> float:
+    """Return the mean alignment of a uniform guess with a group's answers, each a distribution."""
+    question = owners([len(p) for p in answers])
+    return float(alignment(uniform_like(question), np.concatenate(answers), question).mean())
 
 
 def evaluate_group(

@@ -15,6 +15,7 @@ from pluralllm_fl.evaluation.scores import (
     evaluate_group,
     evaluation_order,
     predict_targets,
+    uniform_alignment,
 )
 from pluralllm_fl.metrics import bootstrap_interval
 from pluralllm_fl.predictor.episodes import GroupTable
@@ -62,6 +63,12 @@ def test_a_prompt_of_the_context_is_no_target_with_other_candidates() -> None:
     missing = set(range(60)) - set(shown) - set(scored)
     assert missing
     assert {table.questions[i].text for i in missing} <= {table.questions[i].text for i in shown}
+
+
+def test_uniform_alignment_is_the_mean_over_questions_of_any_length() -> None:
+    answers = [np.array(p) for p in ([0.5, 0.5], [1.0, 0.0], [0.2, 0.3, 0.5])]
+    each = [1 - jensenshannon(np.full(len(p), 1 / len(p)), p) for p in answers]
+    assert uniform_alignment(answers) == pytest.approx(np.mean(each))
 
 
 def test_measures_of_pairs_are_means_over_groups_that_have_any() -> None:
