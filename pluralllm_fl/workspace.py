@@ -5,11 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.datasets import GENERATED, SyntheticSpec, load_dataset, synthetic_summaries
 from pluralllm_fl.devices import torch_device
@@ -20,7 +18,6 @@ from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 
 SURVEY_GROUPS = 8  # of generated data, if there are not more nodes
 RESPONDENTS = {"synthetic": 400, synthetic_summaries.NAME: 20}  # if the config says 0
-RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 
 
 class SplitData(NamedTuple):
@@ -104,11 +101,14 @@ class Workspace:
         return self._tables[group]
 
 
+def is_generated(config: RunConfig) -> bool:
+    """Tell whether the data are made up, and so no secret of anybody."""
+    return config.dataset in GENERATED
+
+
 def is_elastic(config: RunConfig) -> bool:
     """Tell whether any number of simulated nodes will do: generated data fits them."""
-    return config.dataset in GENERATED and not (
-        config.synthetic_groups or config.seen or config.unseen
-    )
+    return is_generated(config) and not (config.synthetic_groups or config.seen or config.unseen)
 
 
 def for_nodes(config: RunConfig, nodes: int) -> RunConfig:
@@ -197,35 +197,3 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
         config, dataset, seen, unseen, vectors, dict(table.first_row), embedder.fingerprint,
         embedder.arithmetic,
     )  # fmt: skip
-
-
-def with_random_vectors(workspace: Workspace) -> Workspace:
-    """Replace the language model by chance: what does its understanding of the texts add?
-
-    Every question's text and every option's text has a direction. A row holds both side by side
-    where the template embeds them apart; else it is the question's plus a small one of the option,
-    scaled to length 1. So equal texts are recognised as equal, and nothing else is.
-    """
-    rng = np.random.default_rng(workspace.config.seed)
-    dimension = workspace.dimension
-
-    def draw(texts: set[str]) -> dict[str, FloatArray]:
-        directions = rng.standard_normal((len(texts), dimension))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        return dict(zip(sorted(texts), directions, strict=True))
-
-    questions = workspace.dataset.questions
-    question = draw({q.text for q in questions})
-    option = draw({o for q in questions for o in q.options})
-    vectors = np.zeros(workspace.vectors.shape)
-    for q in questions:
-        about, options = question[q.text], np.array([option[o] for o in q.options])
-        if dimension < workspace.vectors.shape[1]:
-            rows = np.hstack([np.tile(about, (len(options), 1)), options])
-        else:
-            rows = about + RANDOM_DEVIATION * options
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        first = workspace.first_row[q.id]
-        vectors[first : first + len(rows)] = rows
-    table = torch.from_numpy(vectors).to(workspace.vectors)
-    return replace(workspace, vectors=table, embedding_fingerprint="random", _tables={})
