@@ -6,10 +6,12 @@ The defaults live in ``pyproject.toml`` under ``[tool.flwr.app.config]`` and now
 import dataclasses
 import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -192,6 +194,20 @@ class RunConfig:
         if not isinstance(kwargs, dict):
             raise ConfigError(f"strategy-args must be a JSON object, not {self.strategy_args!r}.")
         return kwargs
+
+    @property
+    def output_directory(self) -> Path:
+        """The folder that holds the runs: that of ``output-dir``, or one in the user's home."""
+        return Path(self.output_dir) if self.output_dir else Path.home() / "pluralllm-runs"
+
+    def new_run_name(self) -> str:
+        """Return a name of data set, time and seed that no run in the output directory has yet."""
+        stem = re.sub(r"[^\w.-]+", "-", Path(self.dataset).stem).strip("-.") or "run"
+        name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{self.seed}"
+        free, number = name, 2
+        while (self.output_directory / free).exists():
+            free, number = f"{name}-{number}", number + 1
+        return free
 
     def _validate(self) -> None:
         held_out = self.validation_fraction + self.test_fraction

@@ -29,13 +29,7 @@ from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
 from pluralllm_fl.federation.roster import Roster, collect
 from pluralllm_fl.federation.strategy import check_private, strategy_of
-from pluralllm_fl.runs.artefacts import (
-    RunDirectory,
-    new_run_name,
-    output_directory,
-    write_atomic,
-    write_directory,
-)
+from pluralllm_fl.runs.artefacts import RunDirectory, write_atomic, write_directory
 from pluralllm_fl.runs.checkpoint import Checkpoint, RunState
 from pluralllm_fl.runs.record import SCHEMA
 from pluralllm_fl.strategies import state as strategy_state
@@ -297,8 +291,8 @@ class _Session:
 
 
 def _create(config: RunConfig) -> RunDirectory:
-    name = config.run_name or new_run_name(config)
-    directory = RunDirectory.create(output_directory(config) / name)
+    name = config.run_name or config.new_run_name()
+    directory = RunDirectory.create(config.output_directory / name)
     directory.update_run(
         schema=SCHEMA,
         status="running",
