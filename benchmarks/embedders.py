@@ -18,7 +18,8 @@ from store import Run, Store, measured, options, script, shared_facts, show
 from trained import HISTORY, all_measures, configured, train
 
 from pluralllm_fl.embedding import TextEmbedder
-from pluralllm_fl.workspace import open_workspace, read_dataset, with_random_vectors
+from pluralllm_fl.evaluation.baselines import with_random_vectors
+from pluralllm_fl.workspace import open_workspace, read_dataset
 
 DEFAULT = {"MiniLM": "auto"}
 RANDOM = "random"

@@ -11,14 +11,10 @@ import torch
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.datasets.globalopinionqa import UNSEEN
 from pluralllm_fl.evaluation.baselines import OnRound, centralised, federated
+from pluralllm_fl.evaluation.blocks import split_blocks
 from pluralllm_fl.evaluation.diagnostics import own_alignment, wrong_alignment
 from pluralllm_fl.evaluation.references import reference_alignment, seen_mean
-from pluralllm_fl.evaluation.scores import (
-    ManyContexts,
-    evaluate_group,
-    evaluation_order,
-    split_blocks,
-)
+from pluralllm_fl.evaluation.scores import ManyContexts, evaluate_group, evaluation_order
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import Workspace, open_workspace
 

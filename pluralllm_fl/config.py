@@ -6,10 +6,12 @@ The defaults live in ``pyproject.toml`` under ``[tool.flwr.app.config]`` and now
 import dataclasses
 import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -193,6 +195,20 @@ class RunConfig:
             raise ConfigError(f"strategy-args must be a JSON object, not {self.strategy_args!r}.")
         return kwargs
 
+    @property
+    def output_directory(self) -> Path:
+        """The folder that holds the runs: that of ``output-dir``, or one in the user's home."""
+        return Path(self.output_dir) if self.output_dir else Path.home() / "pluralllm-runs"
+
+    def new_run_name(self) -> str:
+        """Return a name of data set, time and seed that no run in the output directory has yet."""
+        stem = re.sub(r"[^\w.-]+", "-", Path(self.dataset).stem).strip("-.") or "run"
+        name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{self.seed}"
+        free, number = name, 2
+        while (self.output_directory / free).exists():
+            free, number = f"{name}-{number}", number + 1
+        return free
+
     def _validate(self) -> None:
         held_out = self.validation_fraction + self.test_fraction
         _require(held_out < 1, "test_fraction", self.test_fraction,
@@ -267,6 +283,12 @@ def default_run_config() -> dict[str, Value]:
     project = tomllib.loads((app_directory() / "pyproject.toml").read_text(encoding="utf-8"))
     defaults: dict[str, Value] = project["tool"]["flwr"]["app"]["config"]
     return defaults
+
+
+def toml(values: Mapping[str, Value]) -> str:
+    """Write plain keys and values as TOML: like JSON, but that DEL must be escaped."""
+    text = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(text).replace("\x7f", "\\u007f")
 
 
 def _require(valid: bool, name: str, value: object, demand: str) -> None:

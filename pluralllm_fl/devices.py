@@ -1,7 +1,6 @@
-"""Which device and how many CPU cores are usable here, and memory that is given back."""
+"""Which device and how many CPU cores are usable here."""
 
 import contextlib
-import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -84,12 +83,3 @@ def torch_threads(number: int) -> Iterator[None]:
             torch.set_num_threads(_threads[-1])
             if len(_threads) == 1:
                 _threads.clear()
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system; glibc would keep a round's replies in its heap.
-
-    Its setting for that (``MALLOC_MMAP_THRESHOLD_``) doubles the time of training.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)

@@ -4,16 +4,13 @@ Ragged questions are flat: a vector of probabilities over the N options of all Q
 `question`, the non-decreasing index of the question that each option belongs to.
 """
 
-from collections.abc import Mapping
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pluralllm_fl.arrays import BoolArray, FloatArray, IntArray, starts
 from pluralllm_fl.errors import PluralLLMError
-from pluralllm_fl.formats import FEWEST_FOR_INTERVAL
 
 CALIBRATION_BINS = 10
 TIE = 1e-6  # of two options' shares of each other; answers are kept in single precision
@@ -244,36 +241,6 @@ def bootstrap_interval(
         tails = [(1 - level) / 2, (1 + level) / 2]
         low, high = np.quantile(sample[picks].mean(axis=1), tails)
     return float(low), float(high)
-
-
-def group_block(
-    alignment: Mapping[str, float],
-    questions: Mapping[str, int],
-    uniform: Mapping[str, float],
-    intervals: Mapping[str, tuple[float, float]],
-) -> dict[str, Any]:
-    """Gather the per-group scores of one side into the block that artefacts hold.
-
-    ``alignment`` is the macro mean over groups, ``alignment_micro`` weights groups by their
-    number of questions, ``interval`` is a bootstrap over groups; None for fewer than
-    `FEWEST_FOR_INTERVAL` groups. ``intervals`` leaves out groups with fewer questions than that.
-    """
-    groups = sorted(alignment)
-    enough = len(groups) >= FEWEST_FOR_INTERVAL
-    bounded = [g for g in groups if g in intervals and questions[g] >= FEWEST_FOR_INTERVAL]
-    scores = np.array([alignment[g] for g in groups])
-    counts = np.array([questions[g] for g in groups])
-    return {
-        "alignment": float(scores.mean()),
-        "alignment_micro": float(scores @ counts / counts.sum()),
-        **fairness(scores),
-        "interval": list(bootstrap_interval(scores, seed=0)) if enough else None,
-        "uniform": float(np.mean([uniform[g] for g in groups])),
-        "by_group": {g: float(alignment[g]) for g in groups},
-        "uniform_by_group": {g: float(uniform[g]) for g in groups},
-        "intervals": {g: list(map(float, intervals[g])) for g in bounded},
-        "questions": {g: int(questions[g]) for g in groups},
-    }
 
 
 def _normalise(values: FloatArray, question: IntArray) -> FloatArray:

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.config import RunConfig, embedding_parts
 from pluralllm_fl.datasets import GENERATED, SyntheticSpec, load_dataset, synthetic_summaries
 from pluralllm_fl.devices import torch_device
@@ -20,7 +19,19 @@ from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
 # Groups, if there are not more nodes, and respondents of generated data, where the config says 0.
 # Of seven groups four train: two cores work off a round in two turns.
 GENERATED_SIZES = {"synthetic": (7, 400), synthetic_summaries.NAME: (8, 20)}
-RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
+
+
+class SplitData(NamedTuple):
+    """A data set, its groups that train and its groups that never do; each sorted."""
+
+    dataset: PreferenceDataset
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Seen groups, then unseen."""
+        return self.seen + self.unseen
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,14 @@ class Workspace:
         return self._tables[group]
 
 
+def is_generated(config: RunConfig) -> bool:
+    """Tell whether the data are made up, and so no secret of anybody."""
+    return config.dataset in GENERATED
+
+
 def is_elastic(config: RunConfig) -> bool:
     """Tell whether any number of simulated nodes will do: generated data fits them."""
-    return config.dataset in GENERATED and not (
-        config.synthetic_groups or config.seen or config.unseen
-    )
+    return is_generated(config) and not (config.synthetic_groups or config.seen or config.unseen)
 
 
 def for_nodes(config: RunConfig, nodes: int) -> RunConfig:
@@ -121,6 +135,15 @@ def read_dataset(config: RunConfig) -> PreferenceDataset:
     return load_dataset(
         config.dataset, on_bad_row=config.on_bad_row, zeros=config.zeros, synthetic=spec_of(config)
     )
+
+
+def split_data(config: RunConfig) -> SplitData:
+    """Load the data set that a config names, and split its groups."""
+    dataset = read_dataset(config)
+    seen, unseen = split_groups(
+        dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
+    )
+    return SplitData(dataset, seen, unseen)
 
 
 def spec_of(config: RunConfig) -> SyntheticSpec:
@@ -168,10 +191,7 @@ def require_questions(
 @lru_cache(maxsize=2)
 def open_workspace(config: RunConfig, progress: Progress | None = None) -> Workspace:
     """Load, split and embed; one copy a process and config."""
-    dataset = read_dataset(config)
-    seen, unseen = split_groups(
-        dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
-    )
+    dataset, seen, unseen = split_data(config)
     embedder = text_embedder(config)
     table = embedder.embed(dataset.questions, progress)
     vectors = torch.from_numpy(table.vectors).to(torch_device(config.device))
@@ -179,35 +199,3 @@ def open_workspace(config: RunConfig, progress: Progress | None = None) -> Works
         config, dataset, seen, unseen, vectors, dict(table.first_row), embedder.fingerprint,
         embedder.arithmetic,
     )  # fmt: skip
-
-
-def with_random_vectors(workspace: Workspace) -> Workspace:
-    """Replace the language model by chance: what does its understanding of the texts add?
-
-    Every question's text and every option's text has a direction. A row holds both side by side
-    where the template embeds them apart; else it is the question's plus a small one of the option,
-    scaled to length 1. So equal texts are recognised as equal, and nothing else is.
-    """
-    rng = np.random.default_rng(workspace.config.seed)
-    dimension = workspace.dimension
-
-    def draw(texts: set[str]) -> dict[str, FloatArray]:
-        directions = rng.standard_normal((len(texts), dimension))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        return dict(zip(sorted(texts), directions, strict=True))
-
-    questions = workspace.dataset.questions
-    question = draw({q.text for q in questions})
-    option = draw({o for q in questions for o in q.options})
-    vectors = np.zeros(workspace.vectors.shape)
-    for q in questions:
-        about, options = question[q.text], np.array([option[o] for o in q.options])
-        if dimension < workspace.vectors.shape[1]:
-            rows = np.hstack([np.tile(about, (len(options), 1)), options])
-        else:
-            rows = about + RANDOM_DEVIATION * options
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        first = workspace.first_row[q.id]
-        vectors[first : first + len(rows)] = rows
-    table = torch.from_numpy(vectors).to(workspace.vectors)
-    return replace(workspace, vectors=table, embedding_fingerprint="random", _tables={})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pluralllm_fl.config import default_run_config
-from pluralllm_fl.metrics import group_block
+from pluralllm_fl.evaluation.blocks import group_block
 
 SEEN = ("Argentina", "Australia", "Canada", "Egypt", "Germany",
         "India (Current national sample)", "Nigeria", "United States")  # fmt: skip

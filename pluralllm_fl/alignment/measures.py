@@ -7,7 +7,7 @@ import numpy as np
 
 from pluralllm_fl.alignment.sheets import Sheet
 from pluralllm_fl.arrays import FloatArray, IntArray
-from pluralllm_fl.formats import FEWEST_FOR_INTERVAL
+from pluralllm_fl.evaluation.standing import FEWEST_FOR_INTERVAL
 from pluralllm_fl.metrics import alignment, fairness
 from pluralllm_fl.preferences import Question
 

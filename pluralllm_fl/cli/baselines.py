@@ -11,7 +11,7 @@ from pluralllm_fl.cli.console import guarded, labelled, output, print_json, prog
 from pluralllm_fl.cli.settings import Assignments, Dataset, Recipe, Seed, Seen, Unseen, gather
 from pluralllm_fl.cli.use import AsJson
 from pluralllm_fl.config import RunConfig, Value, app_directory
-from pluralllm_fl.formats import duration
+from pluralllm_fl.runs.progress import duration
 
 # What the published recipe shares with ours: data, splits and machine, nothing that is learned.
 SHARED = (

@@ -12,7 +12,7 @@ import typer
 from pluralllm_fl.cli.console import FAILURE, guarded, labelled, output
 from pluralllm_fl.config import app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
-from pluralllm_fl.formats import duration
+from pluralllm_fl.runs.progress import duration
 
 _QUALITY = ("--dataset", "--seeds", "--processes", "--set")
 # In the order of `all`, with the options that `all` passes on to each.

@@ -11,9 +11,8 @@ from pluralllm_fl.cli.settings import Assignments, gather, gather_resumed
 from pluralllm_fl.cli.simulate import simulate
 from pluralllm_fl.cli.tables import show_groups, show_standing, show_summary, show_warnings
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.formats import duration
 from pluralllm_fl.runs.lookup import resolve_run
-from pluralllm_fl.runs.progress import EventTail, RoundProgress
+from pluralllm_fl.runs.progress import EventTail, RoundProgress, duration
 from pluralllm_fl.runs.record import RunRecord, read_json
 
 if TYPE_CHECKING:

@@ -10,19 +10,19 @@ from pluralllm_fl.cli.console import labelled
 from pluralllm_fl.config import RunConfig
 
 if TYPE_CHECKING:
-    from pluralllm_fl.preferences import PreferenceDataset
+    from pluralllm_fl.workspace import SplitData
 
 Groups = tuple[str, ...]
 
 
-def show_data(
-    console: Console, config: RunConfig, dataset: "PreferenceDataset", seen: Groups, unseen: Groups
-) -> None:
+def show_data(console: Console, config: RunConfig, data: "SplitData") -> None:
     """Print the version, the data, who trains, and what the scores will stand beside."""
     from pluralllm_fl.datasets import synthetic_summaries
+    from pluralllm_fl.evaluation.scores import uniform_alignment
     from pluralllm_fl.workspace import spec_of
 
-    questions = {q for g in seen + unseen for q in dataset.groups[g].answers}
+    dataset, seen, unseen = data
+    questions = {q for g in data.groups for q in dataset.groups[g].answers}
     console.print(f"PluralLLM-FL {__version__}", style="bold", highlight=False)
     labelled(console, "data", f"{dataset.name}: {len(questions)} questions")
     if not config.test_fraction + config.validation_fraction:
@@ -35,7 +35,7 @@ def show_data(
     if not unseen:
         labelled(console, "", "without one, nothing shows how new groups are served: --unseen")
     sides = {side: groups for side, groups in (("seen", seen), ("unseen", unseen)) if groups}
-    uniform = {group: _uniform_alignment(dataset, group) for group in seen + unseen}
+    uniform = {g: uniform_alignment([*dataset.groups[g].answers.values()]) for g in data.groups}
     labelled(console, "uniform", f"alignment {_means(uniform, sides)}")
     if config.dataset == synthetic_summaries.NAME:
         known = synthetic_summaries.ceiling(spec_of(config))
@@ -46,14 +46,3 @@ def show_data(
 def _means(values: Mapping[str, float], sides: Mapping[str, Groups]) -> str:
     means = {side: sum(values[g] for g in groups) / len(groups) for side, groups in sides.items()}
     return ", ".join(f"{side} {mean:.4f}" for side, mean in means.items())
-
-
-def _uniform_alignment(dataset: "PreferenceDataset", group: str) -> float:
-    import numpy as np
-
-    from pluralllm_fl.arrays import owners
-    from pluralllm_fl.metrics import alignment, uniform_like
-
-    answers = list(dataset.groups[group].answers.values())
-    question = owners([len(p) for p in answers])
-    return float(alignment(uniform_like(question), np.concatenate(answers), question).mean())

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pluralllm_fl.cli.console import labelled, output, progress_bar
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.formats import duration
 from pluralllm_fl.runs.lookup import resolve_run
+from pluralllm_fl.runs.progress import duration
 
 if TYPE_CHECKING:
     from pluralllm_fl.alignment.policy import Policy

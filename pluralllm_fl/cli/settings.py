@@ -10,7 +10,6 @@ import typer
 
 from pluralllm_fl.config import RunConfig, Value, default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError, nearest
-from pluralllm_fl.runs.artefacts import new_run_name
 from pluralllm_fl.runs.lookup import resolve_run
 from pluralllm_fl.runs.record import RunRecord
 
@@ -138,7 +137,7 @@ def _finished(values: dict[str, Value]) -> RunConfig:
         values["dataset"] = absolute_source(source)
     config = RunConfig.from_run_config(values)
     return config if config.run_name else RunConfig.from_run_config(
-        values | {"run-name": new_run_name(config)}
+        values | {"run-name": config.new_run_name()}
     )  # fmt: skip
 
 

@@ -44,15 +44,14 @@ from pluralllm_fl.cli.tables import (
 )
 from pluralllm_fl.config import RunConfig, Value, app_directory
 from pluralllm_fl.errors import ArtefactError, ConfigError, FederationError
-from pluralllm_fl.formats import duration
 from pluralllm_fl.runs.artefacts import RunDirectory
 from pluralllm_fl.runs.lookup import close_run
-from pluralllm_fl.runs.progress import EventTail, RoundProgress
+from pluralllm_fl.runs.progress import EventTail, RoundProgress, duration
 from pluralllm_fl.runs.record import RunRecord, read_json
 
 if TYPE_CHECKING:
-    from pluralllm_fl.preferences import PreferenceDataset
     from pluralllm_fl.processes.launcher import PrivateSuperLink, RunEnd
+    from pluralllm_fl.workspace import SplitData
 
 
 @guarded
@@ -123,54 +122,44 @@ class _Simulation:
         with contextlib.ExitStack() as flower:
             # Flower starts while this process loads torch and the data.
             superlink = flower.enter_context(PrivateSuperLink(threads=self.config.threads))
-            dataset, seen, unseen = self._prepare()
+            data = self._prepare()
             with _writable(
                 Path(self.config.output_dir), self.folder, resumed=bool(self.config.resume)
             ):
-                show_data(self.console, self.config, dataset, seen, unseen)
+                show_data(self.console, self.config, data)
                 labelled(self.console, "output", self.folder)
-                self._federate(flower, superlink, dataset, len(seen) + len(unseen))
+                self._federate(flower, superlink, data)
         try:
             self._finish()
         except KeyboardInterrupt:
             self._interrupted()
 
-    def _prepare(self) -> "tuple[PreferenceDataset, tuple[str, ...], tuple[str, ...]]":
+    def _prepare(self) -> "SplitData":
         """Read data and groups; refuse here what would fail in Flower's processes."""
-        from pluralllm_fl import strategies
         from pluralllm_fl.federation import trackers
-        from pluralllm_fl.preferences import split_groups
+        from pluralllm_fl.federation.strategy import strategy_of
         from pluralllm_fl.runs import checkpoint
-        from pluralllm_fl.workspace import read_dataset, require_questions
+        from pluralllm_fl.workspace import require_questions, split_data
 
         config = self.config
         trackers.require_packages(config)
         if config.resume:
             checkpoint.read(checkpoint.newest(self.folder / "checkpoints"))
-        dataset = read_dataset(config)
-        seen, unseen = split_groups(
-            dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
-        )
-        require_questions(dataset, seen + unseen, config.context_questions)
-        strategies.build(
-            config.strategy,
-            config.strategy_kwargs,
-            train_nodes=len(seen),
-            all_nodes=len(seen + unseen),
-        )
-        return dataset, seen, unseen
+        data = split_data(config)
+        require_questions(data.dataset, data.groups, config.context_questions)
+        strategy_of(config, train_nodes=len(data.seen), all_nodes=len(data.groups))
+        return data
 
     def _federate(
         self,
         flower: contextlib.ExitStack,
         superlink: "PrivateSuperLink",
-        dataset: "PreferenceDataset",
-        supernodes: int,
+        data: "SplitData",
     ) -> None:
         try:
             with flower:  # a run that still lives cannot be closed
-                self._embed(dataset)
-                outcome = self._follow(superlink, supernodes)
+                self._embed(data)
+                outcome = self._follow(superlink, len(data.groups))
         except KeyboardInterrupt:
             self._interrupted()
         except BrokenPipeError:
@@ -212,7 +201,7 @@ class _Simulation:
                     raise
         return RunEnd("completed", "")  # all results are there, whatever fell over afterwards
 
-    def _embed(self, dataset: "PreferenceDataset") -> None:
+    def _embed(self, data: "SplitData") -> None:
         from rich.progress import Progress
 
         from pluralllm_fl.workspace import text_embedder
@@ -221,7 +210,8 @@ class _Simulation:
         with Progress(console=self.console, transient=True, disable=not sys.stdout.isatty()) as bar:
             task = bar.add_task("embedding", total=None)
             table = text_embedder(self.config).embed(
-                dataset.questions, lambda done, total: bar.update(task, completed=done, total=total)
+                data.dataset.questions,
+                lambda done, total: bar.update(task, completed=done, total=total),
             )
         seconds = duration(time.monotonic() - started)
         labelled(self.console, "embedding", f"{len(table.vectors)} options ready in {seconds}")

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pluralllm_fl.cli.console import labelled
-from pluralllm_fl.evaluation.standing import sentences, standings
-from pluralllm_fl.formats import FEWEST_FOR_INTERVAL
+from pluralllm_fl.evaluation.standing import FEWEST_FOR_INTERVAL, sentences, standings
 
 Block = Mapping[str, Any]
 

@@ -3,7 +3,7 @@
 Steps do not depend on each other where that is possible, so that one failure hides no other.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -27,7 +27,6 @@ from pluralllm_fl.deploy.check_server import (
 )
 from pluralllm_fl.deploy.check_tls import check_certificate, read_ca
 from pluralllm_fl.deploy.findings import Finding
-from pluralllm_fl.embedding import Progress
 
 __all__ = ["Finding", "check_node"]
 
@@ -35,7 +34,7 @@ TIMEOUT = 5.0  # s
 
 
 def check_node(
-    folder: Path, progress: Progress | None = None, timeout: float = TIMEOUT
+    folder: Path, progress: Callable[[int, int], None] | None = None, timeout: float = TIMEOUT
 ) -> Iterator[Finding]:
     """Check everything that a node needs, and yield the findings as they come.
 
@@ -63,7 +62,7 @@ def check_node(
 
 
 def _data(
-    folder: Path, settings: Mapping[str, str], progress: Progress | None
+    folder: Path, settings: Mapping[str, str], progress: Callable[[int, int], None] | None
 ) -> Iterator[Finding]:
     if "DATASET_PATH" not in settings:
         yield Finding("Data file", "skipped", "node.env names no valid DATASET_PATH.")

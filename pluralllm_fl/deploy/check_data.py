@@ -1,7 +1,7 @@
 """The node's data file and its embeddings, told without quoting any of it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pluralllm_fl.config import RunConfig, default_run_config
@@ -10,10 +10,9 @@ from pluralllm_fl.datasets.check import CheckReport
 from pluralllm_fl.datasets.check import check as check_file
 from pluralllm_fl.datasets.files import FORMATS
 from pluralllm_fl.deploy.findings import Finding
-from pluralllm_fl.embedding import Progress
 from pluralllm_fl.errors import DatasetError, PluralLLMError
-from pluralllm_fl.formats import duration
 from pluralllm_fl.preferences import PreferenceDataset
+from pluralllm_fl.runs.progress import duration
 
 _SHOWN = 5  # line numbers listed for one reason
 
@@ -116,7 +115,7 @@ def _group(dataset: PreferenceDataset, group: str, path: Path) -> list[Finding]:
 
 
 def check_embedding(
-    folder: Path, dataset: PreferenceDataset, progress: Progress | None = None
+    folder: Path, dataset: PreferenceDataset, progress: Callable[[int, int], None] | None = None
 ) -> list[Finding]:
     """Embed the questions into the node's cache, so that its first round need not.
 

@@ -9,13 +9,12 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pluralllm_fl.config import split_names
+from pluralllm_fl.config import split_names, toml
 from pluralllm_fl.deploy import names
 from pluralllm_fl.deploy.certificates import Authority, certificate_pem, hosts_of
 from pluralllm_fl.deploy.files import new_folder, outside_git, write_tree
 from pluralllm_fl.deploy.layout import Node, list_entry, node_files, plan_nodes
 from pluralllm_fl.errors import ArtefactError, ConfigError
-from pluralllm_fl.formats import toml
 from pluralllm_fl.runs.artefacts import write_atomic
 
 

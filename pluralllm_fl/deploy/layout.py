@@ -14,6 +14,7 @@ from typing import Literal
 
 import jinja2
 
+from pluralllm_fl.config import toml
 from pluralllm_fl.deploy import names
 from pluralllm_fl.deploy.certificates import (
     Authority,
@@ -24,7 +25,6 @@ from pluralllm_fl.deploy.certificates import (
 )
 from pluralllm_fl.deploy.files import FOLDER, Files, free_folder, new_folder, write_tree
 from pluralllm_fl.errors import ConfigError
-from pluralllm_fl.formats import toml
 
 FIRST_RUNTIME_PORT = 9101
 _LIST_HEAD = """\

@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
 from pluralllm_fl.predictor.optimizer import FlatAdamW
 from pluralllm_fl.predictor.training import learning_rate_at, round_seed, train_group
 from pluralllm_fl.workspace import Workspace
+
+RANDOM_DEVIATION = 0.15  # length of an option's deviation beside its question's, as in raw MiniLM
 
 OnRound = Callable[[int, PreferencePredictor], None]
 
@@ -77,6 +80,38 @@ def local_only(
     return [
         federated(replace(workspace, seen=(group,)), config, on_round) for group in workspace.seen
     ]
+
+
+def with_random_vectors(workspace: Workspace) -> Workspace:
+    """Replace the language model by chance: what does its understanding of the texts add?
+
+    Every question's text and every option's text has a direction. A row holds both side by side
+    where the template embeds them apart; else it is the question's plus a small one of the option,
+    scaled to length 1. So equal texts are recognised as equal, and nothing else is.
+    """
+    rng = np.random.default_rng(workspace.config.seed)
+    dimension = workspace.dimension
+
+    def draw(texts: set[str]) -> dict[str, FloatArray]:
+        directions = rng.standard_normal((len(texts), dimension))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        return dict(zip(sorted(texts), directions, strict=True))
+
+    questions = workspace.dataset.questions
+    question = draw({q.text for q in questions})
+    option = draw({o for q in questions for o in q.options})
+    vectors = np.zeros(workspace.vectors.shape)
+    for q in questions:
+        about, options = question[q.text], np.array([option[o] for o in q.options])
+        if dimension < workspace.vectors.shape[1]:
+            rows = np.hstack([np.tile(about, (len(options), 1)), options])
+        else:
+            rows = about + RANDOM_DEVIATION * options
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        first = workspace.first_row[q.id]
+        vectors[first : first + len(rows)] = rows
+    table = torch.from_numpy(vectors).to(workspace.vectors)
+    return replace(workspace, vectors=table, embedding_fingerprint="random", _tables={})
 
 
 def drawn_groups(groups: tuple[str, ...], config: RunConfig, server_round: int) -> tuple[str, ...]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from pluralllm_fl import __version__
 from pluralllm_fl.evaluation.standing import Standing, sentences, standings
-from pluralllm_fl.formats import mapping, number
 from pluralllm_fl.runs.artefacts import write_atomic
 from pluralllm_fl.runs.hub import CARD
-from pluralllm_fl.runs.record import RunRecord, read_json
+from pluralllm_fl.runs.record import RunRecord, mapping, number, read_json
 
 Json = Mapping[str, Any]
 _QUESTIONS = {"new": "nobody trained on", "trained": "trained on", "all": "all"}

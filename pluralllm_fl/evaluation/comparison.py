@@ -13,6 +13,7 @@ from pluralllm_fl.arrays import IntArray
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation import baselines
+from pluralllm_fl.evaluation.blocks import split_blocks
 from pluralllm_fl.evaluation.probes import MLP_STEPS, mlp_probe, ridge_probe
 from pluralllm_fl.evaluation.references import (
     Reference,
@@ -30,11 +31,10 @@ from pluralllm_fl.evaluation.scores import (
     Targets,
     beside_answers,
     score_splits,
-    split_blocks,
 )
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PreferencePredictor
-from pluralllm_fl.workspace import Workspace, with_random_vectors
+from pluralllm_fl.workspace import Workspace
 
 Train = Callable[
     [Workspace, RunConfig, baselines.OnRound], PreferencePredictor | list[PreferencePredictor]
@@ -95,7 +95,7 @@ def comparators(workspace: Workspace, published: Workspace | None = None) -> lis
     found.append(_trained("local only", workspace, baselines.local_only))
     found.append(_trained("centralised", workspace, baselines.centralised))
     found.append(_trained("federated", workspace, baselines.federated))
-    random = with_random_vectors(workspace)
+    random = baselines.with_random_vectors(workspace)
     found.append(_trained("random embeddings", random, baselines.federated))
     if published is not None:
         for name, train in (

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm_fl.errors import ConfigError
+from pluralllm_fl.evaluation.blocks import split_blocks
 from pluralllm_fl.evaluation.opening import (
     open_run,
     run_config,
     with_threads_of_run,
 )
 from pluralllm_fl.evaluation.references import references_by_side
-from pluralllm_fl.evaluation.scores import evaluate_group, split_blocks
+from pluralllm_fl.evaluation.scores import evaluate_group
 from pluralllm_fl.runs.record import RunRecord
 
 

@@ -1,10 +1,9 @@
 """Predictor x group -> scores on the split grid, with bootstrap intervals."""
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from pluralllm_fl.metrics import (
     alignment,
     bootstrap_interval,
     calibration_error,
-    group_block,
     pairwise_accuracy,
     restrict,
     uniform_like,
@@ -249,6 +247,12 @@ def score_targets(targets: Targets) -> SplitScore:
     )
 
 
+def uniform_alignment(answers: Sequence[FloatArray]) -> float:
+    """Return the mean alignment of a uniform guess with a group's answers, each a distribution."""
+    question = owners([len(p) for p in answers])
+    return float(alignment(uniform_like(question), np.concatenate(answers), question).mean())
+
+
 def evaluate_group(
     predictor: PreferencePredictor, table: GroupTable, *, context_questions: int, seed: int
 ) -> dict[EvaluationSplit, SplitScore]:
@@ -273,47 +277,3 @@ def score_splits(
     parts = [found.part(end - size, end) for size, end in zip(sizes, ends, strict=True)]
     scored = map(score_targets, [predict(table, *first), *parts])
     return dict(zip(EVALUATION_SPLITS, scored, strict=True))
-
-
-def split_blocks(
-    scores: Mapping[str, Mapping[EvaluationSplit, SplitScore]],
-) -> dict[str, Any] | None:
-    """Turn one side's per-group scores into the block of summary.json.
-
-    Returns
-    -------
-    dict or None
-        The block over all questions, with the same over test questions under
-        ``test_questions`` and over training questions under ``trained_questions`` (each None if
-        no group has any); None if no group has a question.
-    """
-    block = _block({group: score["all"] for group, score in scores.items()})
-    if block is not None:
-        block["test_questions"] = _block({g: score["test"] for g, score in scores.items()})
-        block["trained_questions"] = _block({g: score["train"] for g, score in scores.items()})
-    return block
-
-
-def _block(scores: Mapping[str, SplitScore]) -> dict[str, Any] | None:
-    held = {group: score for group, score in scores.items() if score.questions}
-    if not held:
-        return None
-    block = group_block(
-        {g: s.alignment for g, s in held.items()},
-        {g: s.questions for g, s in held.items()},
-        {g: s.uniform for g, s in held.items()},
-        {g: (s.low, s.high) for g, s in held.items() if not math.isnan(s.low)},
-    )
-    offered = [s.alignment_offered for s in held.values()]
-    return block | {"alignment_offered": sum(offered) / len(offered)} | _pairs(held)
-
-
-def _pairs(scores: Mapping[str, SplitScore]) -> dict[str, Any]:
-    """Return the measures of pairs, by group and as means over groups; None without any pair."""
-    decided = {group: score for group, score in scores.items() if score.pairs}
-    found: dict[str, Any] = {}
-    for name in ("pairwise_accuracy", "calibration_error"):
-        by_group = {group: getattr(score, name) for group, score in decided.items()}
-        found[name] = sum(by_group.values()) / len(by_group) if by_group else None
-        found[f"{name}_by_group"] = by_group
-    return found

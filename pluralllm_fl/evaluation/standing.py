@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pluralllm_fl.formats import mapping, number
+from pluralllm_fl.runs.record import mapping, number
+
+FEWEST_FOR_INTERVAL = 5  # resampling fewer values gives a range that looks far too certain
 
 # Kind of questions -> split of the evaluation.
 SPLITS: dict[str, Literal["test", "train", "all"]] = {

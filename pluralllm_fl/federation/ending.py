@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from pluralllm_fl.datasets import GENERATED
 from pluralllm_fl.evaluation.opening import run_config
 from pluralllm_fl.evaluation.other_groups import evaluate_run
 from pluralllm_fl.runs.record import RunRecord
+from pluralllm_fl.workspace import is_generated
 
 logger = logging.getLogger("flwr.pluralllm_fl")
 
@@ -19,7 +19,7 @@ def log_ending(run: Path) -> None:
     """
     record, config = RunRecord.read(run), run_config(run)
     nodes = record.groups
-    survey = config.dataset in GENERATED and record.mode == "simulation"
+    survey = is_generated(config) and record.mode == "simulation"
     if survey and len(nodes) < config.synthetic_groups:
         block = evaluate_run(run, config.dataset)["unseen"]
         new = block["test_questions"]

@@ -12,13 +12,13 @@ from flwr.serverapp.strategy import Strategy
 
 from pluralllm_fl.arrays import TOO_LARGE, Arrays
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.devices import release_memory
 from pluralllm_fl.errors import FederationError, PluralLLMError
 from pluralllm_fl.federation import results
 from pluralllm_fl.federation.aggregation import aggregate
 from pluralllm_fl.federation.callbacks import Callback, Moment
 from pluralllm_fl.federation.exchange import Exchange, Replies
 from pluralllm_fl.federation.grid import GuardedGrid, Outcome
+from pluralllm_fl.federation.memory import release_memory
 from pluralllm_fl.runs.checkpoint import RunState
 from pluralllm_fl.runs.events import Event
 from pluralllm_fl.strategies import innermost, is_private

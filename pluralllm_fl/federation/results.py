@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
 
-from pluralllm_fl.evaluation.scores import split_blocks
+from pluralllm_fl.evaluation.blocks import split_blocks
 from pluralllm_fl.federation.roster import Roster
 from pluralllm_fl.runs.events import Event
 from pluralllm_fl.wire.messages import LOSS, METRICS, Scores

@@ -13,8 +13,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl import strategies
-from pluralllm_fl.config import RunConfig
+from pluralllm_fl.config import RunConfig, toml
 from pluralllm_fl.errors import ConfigError, PluralLLMError
 from pluralllm_fl.evaluation.card import write_card
 from pluralllm_fl.federation import results, resuming, trackers
@@ -29,14 +28,8 @@ from pluralllm_fl.federation.grid import GuardedGrid
 from pluralllm_fl.federation.keys import NodeKeys
 from pluralllm_fl.federation.loop import LearningRate, RoundLoop
 from pluralllm_fl.federation.roster import Roster, collect
-from pluralllm_fl.formats import toml
-from pluralllm_fl.runs.artefacts import (
-    RunDirectory,
-    new_run_name,
-    output_directory,
-    write_atomic,
-    write_directory,
-)
+from pluralllm_fl.federation.strategy import check_private, strategy_of
+from pluralllm_fl.runs.artefacts import RunDirectory, write_atomic, write_directory
 from pluralllm_fl.runs.checkpoint import Checkpoint, RunState
 from pluralllm_fl.runs.record import SCHEMA
 from pluralllm_fl.strategies import state as strategy_state
@@ -269,13 +262,8 @@ class _Session:
     def _state(self, roster: Roster, model: Model) -> tuple[Strategy, RunState]:
         """Return strategy and progress: fresh ones, or those of the checkpoint."""
         config = self.config
-        strategy = strategies.build(
-            config.strategy,
-            config.strategy_kwargs,
-            train_nodes=len(roster.seen),
-            all_nodes=len(roster.nodes),
-        )
-        strategies.check_private(strategy, config)
+        strategy = strategy_of(config, train_nodes=len(roster.seen), all_nodes=len(roster.nodes))
+        check_private(strategy, config)
         arrays = to_arrays(ArrayRecord(model.state_dict()))
         progress = RunState(arrays)
         if self.start is not None:
@@ -303,8 +291,8 @@ class _Session:
 
 
 def _create(config: RunConfig) -> RunDirectory:
-    name = config.run_name or new_run_name(config)
-    directory = RunDirectory.create(output_directory(config) / name)
+    name = config.run_name or config.new_run_name()
+    directory = RunDirectory.create(config.output_directory / name)
     directory.update_run(
         schema=SCHEMA,
         status="running",

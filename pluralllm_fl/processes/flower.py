@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pluralllm_fl.config import Value
+from pluralllm_fl.config import Value, toml
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.formats import toml
 
 ACTIVE = ("pending", "starting", "running")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from pluralllm_fl.formats import duration
 from pluralllm_fl.report.page import page
 from pluralllm_fl.report.reading import read_run
 from pluralllm_fl.runs.artefacts import write_atomic
+from pluralllm_fl.runs.progress import duration
 
 MISSING = "–"
 

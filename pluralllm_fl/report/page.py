@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from pluralllm_fl.config import default_run_config
 from pluralllm_fl.evaluation.standing import NOT_MEASURED, Standing, sentences
-from pluralllm_fl.formats import number
 from pluralllm_fl.report import figures
 from pluralllm_fl.report.figures import Chart, Line, Scale
 from pluralllm_fl.report.reading import SIDES, Diagnostics, GroupScore, Run, Scores
+from pluralllm_fl.runs.record import number
 
 ALL_ROWS_UP_TO = 80
 EXTREMES = 20

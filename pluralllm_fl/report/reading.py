@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.evaluation.standing import Standing, standings
-from pluralllm_fl.formats import FEWEST_FOR_INTERVAL, mapping, number
-from pluralllm_fl.runs.record import SCHEMA, RunRecord
+from pluralllm_fl.evaluation.standing import FEWEST_FOR_INTERVAL, Standing, standings
+from pluralllm_fl.runs.record import SCHEMA, RunRecord, mapping, number
 
 SIDES = ("seen", "unseen")
 Json = Mapping[str, Any]
@@ -32,7 +31,7 @@ class GroupScore:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One side's block of scores (`metrics.group_block`)."""
+    """One side's block of scores (`evaluation.blocks.group_block`)."""
 
     side: str
     block: Json

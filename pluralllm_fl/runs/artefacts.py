@@ -3,18 +3,15 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.runs import events
 from pluralllm_fl.runs.events import Event
@@ -162,21 +159,6 @@ def is_claimed(run: Path) -> bool:
         return True
     lock.release()
     return False
-
-
-def output_directory(config: RunConfig) -> Path:
-    """Return the folder that holds the runs."""
-    return Path(config.output_dir) if config.output_dir else Path.home() / "pluralllm-runs"
-
-
-def new_run_name(config: RunConfig) -> str:
-    """Return a name of data set, time and seed that no run in the output directory has yet."""
-    stem = re.sub(r"[^\w.-]+", "-", Path(config.dataset).stem).strip("-.") or "run"
-    name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
-    free, number = name, 2
-    while (output_directory(config) / free).exists():
-        free, number = f"{name}-{number}", number + 1
-    return free
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.formats import number
+from pluralllm_fl.runs.record import number
 
 Event = dict[str, Any]
 

@@ -9,7 +9,6 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from pluralllm_fl.formats import duration
 from pluralllm_fl.runs.events import Event, parse
 
 
@@ -195,3 +194,12 @@ class RoundProgress:
             each = (time.monotonic() - self._clock) / done
             text += f", {duration(each * (self._rounds - self._round))} left"
         return text
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as e.g. ``4.2 s``, ``42 s``, ``7 min 12 s`` or ``2 h 01 min``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

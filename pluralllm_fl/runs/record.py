@@ -1,6 +1,7 @@
 """run.json: what a run says of itself, for all who write or read it."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +73,7 @@ class RunRecord:
     @property
     def groups(self) -> Mapping[str, int]:
         """The number of questions of every group that took part."""
-        groups = self.dataset.get("groups")
-        return groups if isinstance(groups, dict) else {}
+        return mapping(self.dataset.get("groups"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,6 +95,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtefactError(f"{path} does not hold a JSON object.")
     return value
+
+
+def number(value: object) -> float | None:
+    """Return a finite number out of JSON, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return an object out of JSON, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _kind(hint: Any) -> Any:

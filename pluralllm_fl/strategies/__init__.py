@@ -8,14 +8,9 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 from flwr.serverapp.strategy import Strategy
 
-from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ConfigError, nearest
 from pluralllm_fl.strategies.defaults import defaults
 
-_CLIP_ON_NODES = (
-    stock.DifferentialPrivacyClientSideFixedClipping,
-    stock.DifferentialPrivacyClientSideAdaptiveClipping,
-)
 _NOT_FOR_MODELS = {"Strategy", "Result", "FedXgbBagging", "FedXgbCyclic"}
 SHORT_NAMES: dict[str, type[Strategy]] = {
     name.lower(): getattr(stock, name) for name in stock.__all__ if name not in _NOT_FOR_MODELS
@@ -78,28 +73,6 @@ def innermost(strategy: Strategy) -> Strategy:
     """Return the strategy inside all wrappers."""
     inner = getattr(strategy, "strategy", None)
     return innermost(inner) if isinstance(inner, Strategy) else strategy
-
-
-def check_private(strategy: Strategy, config: RunConfig) -> None:
-    """Refuse settings under which a privacy wrapper would not give what it says.
-
-    Raises
-    ------
-    ConfigError
-        For unequal weights, or updates that are rounded after they were clipped.
-    """
-    if not is_private(strategy):
-        return
-    if config.client_weight != "uniform":
-        raise ConfigError(
-            f"strategy = '{config.strategy}' adds noise for equal weights: set client-weight = "
-            "'uniform'."
-        )
-    if isinstance(strategy, _CLIP_ON_NODES) and config.update_dtype != "float32":
-        raise ConfigError(
-            f"strategy = '{config.strategy}' clips updates on the nodes, and update-dtype = "
-            f"'{config.update_dtype}' would round them after that: set update-dtype = 'float32'."
-        )
 
 
 def is_private(strategy: Strategy) -> bool:

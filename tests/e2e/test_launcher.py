@@ -16,9 +16,8 @@ import psutil
 import pytest
 
 from pluralllm_fl.cli.simulate import _Simulation
-from pluralllm_fl.config import RunConfig
+from pluralllm_fl.config import RunConfig, toml
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.formats import toml
 from pluralllm_fl.processes import launcher
 from pluralllm_fl.processes.launcher import PrivateSuperLink, last_lines
 from tests.e2e.flower import ROOT

@@ -20,13 +20,12 @@ from pluralllm_fl.cli.tables import (
     show_summary,
     show_warnings,
 )
-from pluralllm_fl.config import Value
+from pluralllm_fl.config import Value, toml
 from pluralllm_fl.errors import ArtefactError
-from pluralllm_fl.formats import duration, toml
-from pluralllm_fl.metrics import group_block
+from pluralllm_fl.evaluation.blocks import group_block
 from pluralllm_fl.runs.artefacts import RunDirectory
 from pluralllm_fl.runs.lookup import close_run, resolve_run
-from pluralllm_fl.runs.progress import EventTail, RoundProgress
+from pluralllm_fl.runs.progress import EventTail, RoundProgress, duration
 
 
 def console() -> Console:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
+from pluralllm_fl.evaluation.blocks import group_block, split_blocks
 from pluralllm_fl.evaluation.scores import (
     EVALUATION_SPLITS,
     NO_SCORE,
@@ -14,8 +15,9 @@ from pluralllm_fl.evaluation.scores import (
     evaluate_group,
     evaluation_order,
     predict_targets,
-    split_blocks,
+    uniform_alignment,
 )
+from pluralllm_fl.metrics import bootstrap_interval
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import PredictorConfig, PreferencePredictor
 from pluralllm_fl.preferences import GroupPreferences, Question
@@ -63,6 +65,12 @@ def test_a_prompt_of_the_context_is_no_target_with_other_candidates() -> None:
     assert {table.questions[i].text for i in missing} <= {table.questions[i].text for i in shown}
 
 
+def test_uniform_alignment_is_the_mean_over_questions_of_any_length() -> None:
+    answers = [np.array(p) for p in ([0.5, 0.5], [1.0, 0.0], [0.2, 0.3, 0.5])]
+    each = [1 - jensenshannon(np.full(len(p), 1 / len(p)), p) for p in answers]
+    assert uniform_alignment(answers) == pytest.approx(np.mean(each))
+
+
 def test_measures_of_pairs_are_means_over_groups_that_have_any() -> None:
     def scored(accuracy: float, error: float, pairs: int) -> dict[str, SplitScore]:
         score = SplitScore(0.8, 0.8, 0.7, 0.9, 0.6, 10, accuracy, error, pairs)
@@ -78,6 +86,29 @@ def test_measures_of_pairs_are_means_over_groups_that_have_any() -> None:
     alone = split_blocks({"Ties": groups["Ties"]})  # type: ignore[dict-item]
     assert alone is not None
     assert alone["pairwise_accuracy"] is None
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 5, 8])
+def test_few_groups_and_few_questions_have_no_interval(groups: int) -> None:
+    names = [f"g{i}" for i in range(groups)]
+    scores = {name: 0.8 + 0.001 * i for i, name in enumerate(names)}
+    asked = {name: 5 - (i == 0) for i, name in enumerate(names)}
+    bounds = dict.fromkeys(names, (0.7, 0.9))
+    block = group_block(scores, asked, scores, bounds)
+    expected = list(bootstrap_interval(list(scores.values()), seed=0))
+    assert block["interval"] == (expected if groups >= 5 else None)
+    assert list(block["intervals"]) == names[1:]
+
+
+def test_group_block_macro_and_micro() -> None:
+    block = group_block(
+        {"b": 0.9, "a": 0.7}, {"a": 30, "b": 10}, {"a": 0.6, "b": 0.5},
+        {"a": (0.6, 0.8), "b": (0.8, 1.0)},
+    )  # fmt: skip
+    assert block["alignment"] == pytest.approx(0.8)
+    assert block["alignment_micro"] == pytest.approx(0.75)
+    assert block["uniform"] == pytest.approx(0.55)
+    assert list(block["by_group"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import (
     RunDirectory,
     is_claimed,
-    new_run_name,
     write_atomic,
     write_directory,
 )
@@ -124,7 +123,7 @@ def test_new_run_name_is_a_free_plain_name(tmp_path: Path, dataset: str, start: 
     config = RunConfig.default(values)
     names = set()
     for _ in range(5):
-        name = new_run_name(config)
+        name = config.new_run_name()
         (tmp_path / name).mkdir()
         names.add(name)
     assert len(names) == 5

@@ -134,26 +134,3 @@ def test_closed_form_interval_agrees_with_resampling() -> None:
     np.testing.assert_allclose(
         metrics.bootstrap_interval(sample, seed=0), resampled, atol=0.05 * np.ptp(resampled) + 1e-4
     )
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4, 5, 8])
-def test_few_groups_and_few_questions_have_no_interval(groups: int) -> None:
-    names = [f"g{i}" for i in range(groups)]
-    scores = {name: 0.8 + 0.001 * i for i, name in enumerate(names)}
-    asked = {name: 5 - (i == 0) for i, name in enumerate(names)}
-    bounds = dict.fromkeys(names, (0.7, 0.9))
-    block = metrics.group_block(scores, asked, scores, bounds)
-    expected = list(metrics.bootstrap_interval(list(scores.values()), seed=0))
-    assert block["interval"] == (expected if groups >= 5 else None)
-    assert list(block["intervals"]) == names[1:]
-
-
-def test_group_block_macro_and_micro() -> None:
-    block = metrics.group_block(
-        {"b": 0.9, "a": 0.7}, {"a": 30, "b": 10}, {"a": 0.6, "b": 0.5},
-        {"a": (0.6, 0.8), "b": (0.8, 1.0)},
-    )  # fmt: skip
-    assert block["alignment"] == pytest.approx(0.8)
-    assert block["alignment_micro"] == pytest.approx(0.75)
-    assert block["uniform"] == pytest.approx(0.55)
-    assert list(block["by_group"]) == ["a", "b"]

@@ -11,7 +11,8 @@ from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl import metrics
 from pluralllm_fl.config import RunConfig
-from pluralllm_fl.evaluation.scores import NO_SCORE, SplitScore, evaluate_group, split_blocks
+from pluralllm_fl.evaluation.blocks import split_blocks
+from pluralllm_fl.evaluation.scores import NO_SCORE, SplitScore, evaluate_group
 from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
 from pluralllm_fl.predictor.gaussian_process import condition, latent
 from pluralllm_fl.predictor.losses import prediction_loss

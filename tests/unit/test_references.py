@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl.config import RunConfig
+from pluralllm_fl.evaluation.baselines import with_random_vectors
 from pluralllm_fl.evaluation.probes import RIDGE, mlp_probe, ridge_probe
 from pluralllm_fl.evaluation.references import (
     SHARPNESS,
@@ -26,7 +27,7 @@ from pluralllm_fl.evaluation.references import (
 )
 from pluralllm_fl.evaluation.scores import context_and_targets
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
-from pluralllm_fl.workspace import Workspace, with_random_vectors
+from pluralllm_fl.workspace import Workspace
 from tests.survey import CONFIG, DIMENSION, SEEN, UNSEEN, spoiled, survey
 
 Array = NDArray[np.float64]

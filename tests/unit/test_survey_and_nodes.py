@@ -9,12 +9,12 @@ import pytest
 
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation.opening import run_config
-from pluralllm_fl.preferences import split_groups
 from pluralllm_fl.workspace import (
     for_nodes,
     held_by_nodes,
     is_elastic,
     read_dataset,
+    split_data,
 )
 
 DEFAULT = RunConfig.default({"synthetic-questions": 2})
@@ -23,7 +23,7 @@ DEFAULT = RunConfig.default({"synthetic-questions": 2})
 def roles(nodes: int) -> tuple[int, int]:
     """Return how many seen and unseen groups so many nodes hold."""
     config = for_nodes(DEFAULT, nodes)
-    seen, unseen = split_groups(read_dataset(config), (), (), config.unseen_fraction, config.seed)
+    _, seen, unseen = split_data(config)
     workspace = SimpleNamespace(config=config, seen=seen, unseen=unseen)
     held = held_by_nodes(workspace, nodes)  # type: ignore[arg-type]
     assert len(held) == len(set(held)) == nodes
@@ -63,10 +63,7 @@ def test_a_run_remembers_its_survey(tmp_path: Path, nodes: int) -> None:
     }
     (tmp_path / "run.json").write_text(json.dumps(record))
     config = run_config(tmp_path)
-    dataset = read_dataset(config)
+    dataset, seen, unseen = split_data(config)
     assert len(dataset.groups) == max(nodes, 7)
-    seen, unseen = split_groups(
-        dataset, config.seen, config.unseen, config.unseen_fraction, config.seed
-    )
     assert seen == tuple(sorted(groups[:2]))
     assert set(unseen) == set(groups[2:])
