@@ -15,7 +15,14 @@ from pluralllm_fl.alignment.answering import (
 )
 from pluralllm_fl.alignment.measures import measure, summary
 from pluralllm_fl.alignment.policy import Policy
-from pluralllm_fl.alignment.sheets import SPLITS, Kind, Sheet, draw_questions, for_everyone, sheets
+from pluralllm_fl.alignment.sheets import (
+    SPLITS,
+    Kind,
+    Sheet,
+    draw_questions,
+    shares_for_everyone,
+    sheets,
+)
 from pluralllm_fl.alignment.targets import Subject
 from pluralllm_fl.arrays import FloatArray
 from pluralllm_fl.metrics import uniform_like
@@ -132,7 +139,7 @@ def _prompts(papers: Sequence[Sheet], named: bool) -> list[Asked]:
 
 def references(papers: Sequence[Sheet]) -> dict[str, Given]:
     """Return the answers that a policy is compared with, by name."""
-    shared = {kind: for_everyone([s for s in papers if s.kind == kind]) for kind in SPLITS}
+    shared = {kind: shares_for_everyone([s for s in papers if s.kind == kind]) for kind in SPLITS}
     return {
         "uniform": lambda sheet: uniform_like(sheet.question),
         "marginal": lambda sheet: sheet.marginal,

@@ -101,7 +101,7 @@ def sheets(subject: Subject, questions: Mapping[Kind, Sequence[Question]]) -> li
     return found
 
 
-def for_everyone(papers: Sequence[Sheet]) -> dict[Question, FloatArray]:
+def shares_for_everyone(papers: Sequence[Sheet]) -> dict[Question, FloatArray]:
     """Average the shares predicted for the groups that answered a question, (options,) each.
 
     One answer for all, of the same shape.

@@ -12,7 +12,7 @@ from pluralllm_fl.cli.console import FAILURE, guarded, labelled, output, print_j
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pluralllm_fl.deploy.layout import Node
+    from pluralllm_fl.deploy.layout import NodePlan
 
 deploy = typer.Typer(help="Run a federation on many machines.", no_args_is_help=True)
 
@@ -122,7 +122,7 @@ def check(
         raise typer.Exit(FAILURE)
 
 
-def _show(nodes: "Sequence[Node]") -> None:
+def _show(nodes: "Sequence[NodePlan]") -> None:
     width = max(len(node.slug) for node in nodes)
     lines = [f"nodes/{node.slug:<{width}}  {node.group} ({node.role})" for node in nodes]
     labelled(output(), "new", *lines)

@@ -13,12 +13,12 @@ from pluralllm_fl.config import split_names, toml
 from pluralllm_fl.deploy import names
 from pluralllm_fl.deploy.certificates import Authority, certificate_pem, hosts_of
 from pluralllm_fl.deploy.files import new_folder, outside_git, write_tree
-from pluralllm_fl.deploy.layout import Node, list_entry, node_files, plan_nodes
+from pluralllm_fl.deploy.layout import NodePlan, list_entry, node_files, plan_nodes
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.runs.artefacts import write_atomic
 
 
-def add(folder: Path, *, seen: str, unseen: str) -> list[Node]:
+def add(folder: Path, *, seen: str, unseen: str) -> list[NodePlan]:
     """Write keys and folders of new nodes and let the run config expect them.
 
     Raises

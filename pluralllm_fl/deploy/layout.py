@@ -34,7 +34,7 @@ _LIST_HEAD = """\
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class NodePlan:
     """One organisation's node."""
 
     group: str
@@ -46,7 +46,7 @@ class Node:
 
 def create(
     folder: Path, *, seen: str, unseen: str, servers: str, port: int, years: int
-) -> list[Node]:
+) -> list[NodePlan]:
     """Write a federation's folder, completely or not at all.
 
     Parameters
@@ -115,13 +115,13 @@ def create(
 
 def plan_nodes(
     seen: Sequence[str], unseen: Sequence[str], host: str, port: int, taken: Collection[str] = ()
-) -> list[Node]:
+) -> list[NodePlan]:
     """Give every group a folder name and a local port that no other node of this list has."""
     groups = [*seen, *unseen]
     # Nodes that share a machine (a trial) must not share a port, nor take the server's.
     ports = (p for p in count(FIRST_RUNTIME_PORT + len(taken)) if p not in (port, port + 1))
     return [
-        Node(
+        NodePlan(
             group=group,
             slug=slug,
             role="train" if group in seen else "evaluate",
@@ -134,7 +134,7 @@ def plan_nodes(
     ]
 
 
-def node_files(node: Node, trusted: bytes) -> Files:
+def node_files(node: NodePlan, trusted: bytes) -> Files:
     """Return the folder to hand over to one organisation, and its public key for the server."""
     private, public = node_keys(node.slug)
     home = f"nodes/{node.slug}"
@@ -148,7 +148,7 @@ def node_files(node: Node, trusted: bytes) -> Files:
     }
 
 
-def list_entry(node: Node) -> str:
+def list_entry(node: NodePlan) -> str:
     """Return what the server's list of keys says of a node; `federation.keys` reads it."""
     return f"\n[{node.slug}]\n{toml({'group': node.group, 'role': node.role})}"
 

@@ -248,7 +248,7 @@ def score_targets(targets: Targets) -> SplitScore:
 
 
 def uniform_alignment(answers: Sequence[FloatArray]) -> float:
-    """Return the mean alignment of a uniform guess with a group's answers, each a distribution."""
+    """Return the mean alignment of a uniform guess with answers; each distribution (options,)."""
     question = owners([len(p) for p in answers])
     return float(alignment(uniform_like(question), np.concatenate(answers), question).mean())
 

@@ -1,1 +1,1 @@
-"""Everything that knows Flower: roster, grid guard, round loop, callbacks, checkpoints."""
+"""The server's round loop, its roster, grid, checks of replies and callbacks; and the node."""

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from pluralllm_fl.errors import FederationError
-from pluralllm_fl.federation.lost_messages import GONE, Probes
+from pluralllm_fl.federation.lost_messages import GONE, LostMessages
 from pluralllm_fl.federation.roster import Node, Roster, pause, reason_of
 from pluralllm_fl.wire.packing import Packings, packed, unpacked
 from pluralllm_fl.wire.records import count_bytes
@@ -78,11 +78,11 @@ class GuardedGrid(Grid):
         outcomes.sort(key=lambda outcome: outcome.node.group)
         pending = self._push(outcomes)
         deadline = time.monotonic() + self.timeout
-        probes = None if self.roster.simulated else Probes(self.inner)
+        lost = None if self.roster.simulated else LostMessages(self.inner)
         delay, longest = 0.02, 0.1 if self.roster.simulated else 1.0
         while pending and time.monotonic() < deadline:
-            if probes is not None:
-                pending = self._probe(probes, pending)
+            if lost is not None:
+                pending = self._resend(lost, pending)
             delay = 0.02 if self._pull(pending) else min(delay * 1.5, longest)
             if pending:
                 pause(delay)
@@ -157,19 +157,19 @@ class GuardedGrid(Grid):
                 self._take(outcome, reply)
         return bool(replies)
 
-    def _probe(self, probes: Probes, pending: dict[str, Outcome]) -> dict[str, Outcome]:
+    def _resend(self, lost: LostMessages, pending: dict[str, Outcome]) -> dict[str, Outcome]:
         """Send again what restarted nodes lost; return the messages that are now pending."""
         for message_id in pending:
-            probes.watch(message_id)
-        probes.send((message_id, o.node.node_id) for message_id, o in pending.items())
-        if not (suspects := probes.answered()):
+            lost.watch(message_id)
+        lost.ask((message_id, o.node.node_id) for message_id, o in pending.items())
+        if not (suspects := lost.answered()):
             return pending
         while self._pull(pending):
             pass
-        lost = [pending.pop(message_id) for message_id in suspects if message_id in pending]
-        for outcome in lost:
+        again = [pending.pop(message_id) for message_id in suspects if message_id in pending]
+        for outcome in again:
             self.resent.append(outcome.node.group)
-        return pending | self._push(lost)
+        return pending | self._push(again)
 
     def _take(self, outcome: Outcome, reply: Message) -> None:
         if reply.has_error():

@@ -1,4 +1,4 @@
-"""Probes: has a node lost the message that it was working on?"""
+"""Has a node lost the message that it was working on? A short question behind it tells."""
 
 import time
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from pluralllm_fl.wire.messages import query
 
 # Flower counts a node as online for 60 s after its last heartbeat. One that is killed and back
 # right after has lost its message, and nobody else would notice before the round times out.
-PROBE_AFTER = 75.0
+ASK_AFTER = 75.0
 GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 
 
 @dataclass(slots=True)
-class Probes:
+class LostMessages:
     """Asks nodes that keep a message for long a short question behind it.
 
     A node answers one message after the other, oldest first. An answer to the later question
@@ -24,7 +24,7 @@ class Probes:
     """
 
     grid: Grid
-    after: float = field(default_factory=lambda: PROBE_AFTER)
+    after: float = field(default_factory=lambda: ASK_AFTER)
     _since: dict[str, float] = field(default_factory=dict)
     _asked: dict[str, str] = field(default_factory=dict)
 
@@ -32,23 +32,23 @@ class Probes:
         """Start the clock of a message, unless it runs."""
         self._since.setdefault(message_id, time.monotonic())
 
-    def send(self, pending: Iterable[tuple[str, int]]) -> None:
-        """Probe the nodes of (message id, node id) pairs that are due."""
+    def ask(self, pending: Iterable[tuple[str, int]]) -> None:
+        """Ask the nodes of (message id, node id) pairs that are due."""
         now, waiting = time.monotonic(), set(self._asked.values())
         due = [
             (message_id, node_id)
             for message_id, node_id in pending
             if message_id not in waiting and now - self._since[message_id] > self.after
         ]
-        probes = [query(node_id) for _, node_id in due]
-        accepted = set(self.grid.push_messages(probes)) if probes else set()
-        for probe, (message_id, _) in zip(probes, due, strict=True):
+        questions = [query(node_id) for _, node_id in due]
+        accepted = set(self.grid.push_messages(questions)) if questions else set()
+        for question, (message_id, _) in zip(questions, due, strict=True):
             self._since[message_id] = now
-            if probe.metadata.message_id in accepted:
-                self._asked[probe.metadata.message_id] = message_id
+            if question.metadata.message_id in accepted:
+                self._asked[question.metadata.message_id] = message_id
 
     def answered(self) -> set[str]:
-        """Return the ids of messages behind which a probe was answered.
+        """Return the ids of messages behind which a question was answered.
 
         Look for a reply to these once more: only without one they are lost.
         """

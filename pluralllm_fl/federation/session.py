@@ -5,7 +5,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +30,7 @@ from pluralllm_fl.federation.roster import Roster, collect
 from pluralllm_fl.federation.strategy import check_private, strategy_of
 from pluralllm_fl.runs.artefacts import RunDirectory, write_atomic, write_directory
 from pluralllm_fl.runs.checkpoint import Checkpoint, RunState
-from pluralllm_fl.runs.record import SCHEMA
+from pluralllm_fl.runs.record import SCHEMA, now
 from pluralllm_fl.strategies import state as strategy_state
 from pluralllm_fl.wire.records import to_arrays, to_record
 
@@ -172,12 +171,7 @@ class _Session:
         if status != "completed":
             steps += [self._flush]
         steps += [
-            lambda: self.directory.update_run(
-                status=status,
-                error=error,
-                finished=_now(),
-                completed_rounds=self._completed,
-            ),
+            lambda: self.directory.end(status, error, self._completed),
             lambda: self._finish_event(status, error),
         ]
         for step in steps:
@@ -299,7 +293,7 @@ def _create(config: RunConfig) -> RunDirectory:
         config=config.to_run_config(),
         versions=_versions(),
         dataset={"name": config.dataset, "fingerprint": None, "groups": {}},
-        started=_now(),
+        started=now(),
     )
     resume = {**config.to_run_config(), "resume": str(directory.path)}
     write_atomic(directory.path / "resume.toml", toml(resume).encode())
@@ -337,7 +331,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
     return versions
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.runs import events
 from pluralllm_fl.runs.events import Event
-from pluralllm_fl.runs.record import RunRecord
+from pluralllm_fl.runs.record import RunRecord, now
 
 _OUTCOMES = ("round", "evaluation", "checkpoint", "early_stopped")
 _LOCK = ".lock"
@@ -98,6 +98,12 @@ class RunDirectory:
         """Set fields of run.json, by their names in `RunRecord`."""
         self.run = replace(self.run, **fields)
         self.write_json("run.json", asdict(self.run))
+
+    def end(self, status: str, error: str | None, completed_rounds: int) -> None:
+        """Say in run.json how the run ended, and after which round a resume would go on."""
+        self.update_run(
+            status=status, error=error, finished=now(), completed_rounds=completed_rounds
+        )
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON file atomically; NaN is refused."""

@@ -1,6 +1,6 @@
 """Finding runs on disk and closing those whose server could not."""
 
-from datetime import UTC, datetime
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -55,16 +55,10 @@ def close_run(run: Path, status: Literal["failed", "interrupted"], error: str | 
         return
     completed = _completed_rounds(directory.metrics)
     directory.rewind_events(completed)
-    now = datetime.now(UTC)
     directory.append_event(
-        {"event": "run_finished", "time": now.timestamp(), "status": status, "error": error}
+        {"event": "run_finished", "time": time.time(), "status": status, "error": error}
     )
-    directory.update_run(
-        status=status,
-        error=error,
-        finished=now.isoformat(timespec="seconds"),
-        completed_rounds=completed,
-    )
+    directory.end(status, error, completed)
 
 
 def _completed_rounds(metrics: Path) -> int:

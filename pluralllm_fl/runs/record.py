@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
 from typing import Any, Self, get_origin, get_type_hints
@@ -95,6 +96,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtefactError(f"{path} does not hold a JSON object.")
     return value
+
+
+def now() -> str:
+    """Return the time as run.json holds it: ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def number(value: object) -> float | None:

@@ -201,7 +201,7 @@ def test_early_stopping_begins_anew_when_a_group_joins(tmp_path: Path) -> None:
 def test_message_lost_by_a_quick_restart_is_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lost_messages, "PROBE_AFTER", 0.3)
+    monkeypatch.setattr(lost_messages, "ASK_AFTER", 0.3)
     settings = {"min_nodes": 4, "expected_nodes": 5}
     whole = tiny_run(tiny_config(tmp_path / "whole", **settings), grid=deployed())
     grid, lost = deployed(), []
@@ -226,7 +226,7 @@ def test_slow_node_is_not_taken_for_a_restarted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probe waits behind the message: its answer never comes first."""
-    monkeypatch.setattr(lost_messages, "PROBE_AFTER", 0.2)
+    monkeypatch.setattr(lost_messages, "ASK_AFTER", 0.2)
     grid = deployed()
     pull, busy_until = grid.pull_messages, [0.0]
 

@@ -8,7 +8,7 @@ import pytest
 from flwr.common.config import parse_config_args
 from hypothesis import given, settings
 
-from pluralllm_fl.deploy.layout import Node, node_files
+from pluralllm_fl.deploy.layout import NodePlan, node_files
 from tests.unit.deploy.federation import GROUP_NAMES
 
 
@@ -27,7 +27,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_node(folder: Path, group: str) -> None:
-    node = Node(group=group, slug="x", role="train", superlink="h:1", runtime_port=9101)
+    node = NodePlan(group=group, slug="x", role="train", superlink="h:1", runtime_port=9101)
     for name, content in node_files(node, b"").items():
         path = folder / name.removeprefix("nodes/x/")
         if name.startswith("nodes/x/") and content is not None:
