@@ -275,7 +275,10 @@ class _Query:
         try:
             introduction = Introduction.parse(reply.content)
         except (KeyError, TypeError, ValueError) as error:
-            self.errors[node_id] = f"unreadable introduction of a node ({error!r})"
+            self.errors[node_id] = (
+                f"unreadable introduction of a node ({error!r}): server and nodes need the same "
+                "version of pluralllm-fl"
+            )
             return
         if self.keys and (problem := self.keys.problem(node_id, introduction)):
             self.keys.tell(problem)

@@ -127,5 +127,10 @@ def _decode(node: Any, arrays: Arrays) -> Any:
         return _RECORDS[kind](_decode(body, arrays))
     if kind == "dict":
         return {key: _decode(item, arrays) for key, item in body}
+    if kind not in ("list", "tuple"):
+        raise ArtefactError(
+            f"the checkpoint's strategy holds a '{kind}', which this version of PluralLLM-FL does "
+            "not know: resume with the version that wrote it"
+        )
     items = [_decode(item, arrays) for item in body]
     return tuple(items) if kind == "tuple" else items
