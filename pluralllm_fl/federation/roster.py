@@ -216,6 +216,7 @@ def collect(
 def reason_of(reply: Message) -> str:
     """Return the node's own words from an error reply, without Python's decoration."""
     reason = (reply.error.reason or f"error code {reply.error.code}").strip()
+    # Flower's form of an exception. Delete when an error's class and text come apart.
     wrapped = re.fullmatch(r"<class '([\w.]+)'>:<'(.*)'>", reason, re.DOTALL)
     if wrapped is None:
         return reason

@@ -73,6 +73,8 @@ def _class_name(strategy: Strategy) -> str:
 
 def _encode_object(strategy: Strategy, path: str, arrays: Arrays) -> dict[str, Any]:
     nodes: dict[str, Any] = {}
+    # Attributes are private to Flower's strategies, but a resumed run must have them. Delete when
+    # strategies save and load their own state (asked for in flwrlabs/flower#599, now closed).
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
             nodes[name] = _encode_object(value, f"{path}{name}.", arrays)
