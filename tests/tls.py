@@ -163,8 +163,3 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
         finally:
             done.set()
             thread.join()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

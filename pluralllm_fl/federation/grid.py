@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+
+# Private to Flower: the type of `Grid.run`, which a Grid of our own must declare. Delete when
+# flwr.app or flwr.serverapp exports it.
 from flwr.supercore.run import Run
 
 from pluralllm_fl.errors import FederationError

@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_ssh_public_key,
 )
+
+# Private to Flower: what `Grid.get_nodes` returns; its key is there since flwrlabs/flower#5985, and
+# empty unless the grid is a real one. Delete when a public type tells a node's key.
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 

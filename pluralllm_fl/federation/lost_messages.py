@@ -4,13 +4,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+# Private to Flower: the codes of `flwr.app.Error`, which tell a node that is away from one that
+# failed. Delete when flwr.app exports them beside Error.
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from pluralllm_fl.wire.messages import query
 
 # Flower counts a node as online for 60 s after its last heartbeat. One that is killed and back
-# right after has lost its message, and nobody else would notice before the round times out.
+# right after has lost its message, and nobody else would notice before the round times out. Delete
+# this class when a SuperLink fails the messages of a node that comes back under another id.
 ASK_AFTER = 75.0
 GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 

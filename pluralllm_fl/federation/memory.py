@@ -9,5 +9,6 @@ def release_memory() -> None:
 
     Its setting for that (``MALLOC_MMAP_THRESHOLD_``) doubles the time of training.
     """
+    # Delete when Flower frees a reply's buffers outside the C heap.
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

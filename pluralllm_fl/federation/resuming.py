@@ -52,7 +52,10 @@ def _grown(directory: RunDirectory, config: RunConfig) -> set[str]:
         return set()
     stored = directory.run.config
     lists = {"seen-groups": config.seen, "unseen-groups": config.unseen}
-    return {k for k, names in lists.items() if {*split_names(stored[k])} <= {*names}}
+    return {
+        key for key, names in lists.items()
+        if isinstance(stored.get(key), str) and {*split_names(stored[key])} <= {*names}
+    }  # fmt: skip
 
 
 def facts(config: RunConfig, roster: Roster) -> dict[str, Any]:

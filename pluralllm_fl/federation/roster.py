@@ -216,6 +216,7 @@ def collect(
 def reason_of(reply: Message) -> str:
     """Return the node's own words from an error reply, without Python's decoration."""
     reason = (reply.error.reason or f"error code {reply.error.code}").strip()
+    # Flower's form of an exception. Delete when an error's class and text come apart.
     wrapped = re.fullmatch(r"<class '([\w.]+)'>:<'(.*)'>", reason, re.DOTALL)
     if wrapped is None:
         return reason
@@ -275,7 +276,10 @@ class _Query:
         try:
             introduction = Introduction.parse(reply.content)
         except (KeyError, TypeError, ValueError) as error:
-            self.errors[node_id] = f"unreadable introduction of a node ({error!r})"
+            self.errors[node_id] = (
+                f"unreadable introduction of a node ({error!r}): server and nodes need the same "
+                "version of pluralllm-fl"
+            )
             return
         if self.keys and (problem := self.keys.problem(node_id, introduction)):
             self.keys.tell(problem)

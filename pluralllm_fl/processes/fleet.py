@@ -4,6 +4,9 @@ from typing import Literal
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+
+# Private to Flower: the Fleet API as a SuperNode speaks it, with signature, errors and tolerated
+# clocks; no public call tells a node whether its key is registered. Delete when Flower has one.
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supercore.error import ApiErrorCode, FlowerError
@@ -72,6 +75,7 @@ def _status(response: httpx.Response) -> KeyStatus:
         return "registered"
     if reason is not None and reason.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
         return "unregistered"
+    # Flower's text tells its own refusal from a gateway's. Delete when the answer has a code.
     if response.status_code == httpx.codes.UNAUTHORIZED and "SuperNode" in response.text:
         return "refused"
     if response.status_code in (502, 503, 504):

@@ -94,6 +94,8 @@ class FlowerConnection:
         FederationError
             If the SuperLink does not answer.
         """
+        # `flwr run --stream` exits 0 whatever became of the run. Delete the asking for a run's end
+        # when it exits non-zero if the run failed.
         answer = self._flwr("list", self.name, *options)
         runs = answer.get("runs")
         if not isinstance(runs, list) or (options and not runs):

@@ -181,6 +181,7 @@ class PrivateSuperLink:
         phase, _, status = run["status"].partition(":")
         if phase != "finished":
             return None
+        # Flower's words, of which the user needs others. Delete when it gives a cause as a code.
         details = run["status-details"].removeprefix("Simulation failed with exception: ")
         if details.startswith("No heartbeat"):
             details = "The simulation's process was killed; often the machine is out of memory."
@@ -320,6 +321,8 @@ def _environment(scripts: str, folder: Path, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
+        # By default a task waits up to 1 s (flwrlabs/flower#8041 made this a variable, documented
+        # for Helm alone). Delete when tasks are handed out without polling.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
         **ray_environment(folder, numerics),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -19,9 +19,14 @@ import threading
 import time
 
 import psutil
+
+# Private to Flower: what the command `flower-supernode` calls; as a child process it would hide its
+# log from us. Delete this file when that command exits after an error of its SuperLink
+# (flwrlabs/flower#8174 is about its start alone) and ends what it does for a run that is over.
 from flwr.supernode.cli.flower_supernode import flower_supernode
 
 SWEEP_SECONDS = 10.0
+# Part of a line of Flower's log: nothing else tells. Delete when a SuperNode ends such work itself.
 _DEAD_RUN = "is not in `RUNNING` status. Ignoring"
 
 

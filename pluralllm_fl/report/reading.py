@@ -303,7 +303,7 @@ def _diagnostics(content: Json) -> Diagnostics:
     sizes = content.get("context_sizes")
     examples = content.get("examples")
     return Diagnostics(
-        sizes=[int(s) for s in sizes] if isinstance(sizes, list) else [],
+        sizes=[int(number(s) or 0) for s in sizes] if isinstance(sizes, list) else [],
         curve=curve,
         gain=_numbers(content.get("context_gain")),
         wrong=_numbers(content.get("wrong_context")),

@@ -105,7 +105,7 @@ def read(path: Path) -> Checkpoint:
     Raises
     ------
     ArtefactError
-        If a file is missing, truncated or changed.
+        If a file is missing, truncated or changed, or the checkpoint is of another schema.
     """
     try:
         return _read(path)
@@ -122,8 +122,13 @@ def read(path: Path) -> Checkpoint:
 
 def _read(path: Path) -> Checkpoint:
     body = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
-        raise ValueError(f"state.json is not of schema {SCHEMA}")
+    if not isinstance(body, dict) or not isinstance(body.get("schema"), int):
+        raise ValueError("state.json holds no schema")
+    if body["schema"] != SCHEMA:  # whole, but not ours: nobody should delete it
+        raise ArtefactError(
+            f"Checkpoint {path} has schema {body['schema']}; this version of PluralLLM-FL reads "
+            f"schema {SCHEMA}. Resume with the version that wrote it."
+        )
     if body.pop("sha256", None) != _digest(body):
         raise ValueError("state.json was changed")
     arrays = {name: _read_arrays(path, name, digest) for name, digest in body["files"].items()}

@@ -105,9 +105,13 @@ def now() -> str:
 
 def number(value: object) -> float | None:
     """Return a finite number out of JSON, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # JSON's integers have no bounds
+        return None
+    return found if math.isfinite(found) else None
 
 
 def mapping(value: object) -> Mapping[str, Any]:

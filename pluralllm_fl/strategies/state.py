@@ -73,6 +73,8 @@ def _class_name(strategy: Strategy) -> str:
 
 def _encode_object(strategy: Strategy, path: str, arrays: Arrays) -> dict[str, Any]:
     nodes: dict[str, Any] = {}
+    # Attributes are private to Flower's strategies, but a resumed run must have them. Delete when
+    # strategies save and load their own state (asked for in flwrlabs/flower#599, now closed).
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
             nodes[name] = _encode_object(value, f"{path}{name}.", arrays)
@@ -127,5 +129,10 @@ def _decode(node: Any, arrays: Arrays) -> Any:
         return _RECORDS[kind](_decode(body, arrays))
     if kind == "dict":
         return {key: _decode(item, arrays) for key, item in body}
+    if kind not in ("list", "tuple"):
+        raise ArtefactError(
+            f"the checkpoint's strategy holds a '{kind}', which this version of PluralLLM-FL does "
+            "not know: resume with the version that wrote it"
+        )
     items = [_decode(item, arrays) for item in body]
     return tuple(items) if kind == "tuple" else items

@@ -3,6 +3,10 @@
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
+
+# Private to Flower: the key by which a wrapper asks for clipping; without it the mods answer with
+# an error. Delete when flwr.clientapp.mod exports the key, or its mods pass on what nobody asks to
+# clip.
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
 from pluralllm_fl.wire.messages import SCORES
@@ -19,6 +23,7 @@ def clipped(message: Message, context: Context, call_next: ClientAppCallable) ->
     training = message.metadata.message_type.startswith(MessageType.TRAIN)
     if not training or not any(KEY_CLIPPING_NORM in record for record in records):
         return call_next(message, context)
+    # Delete `riding` when Flower's clipping mods leave other records of metrics alone.
     riding = RecordDict()
 
     def train(message: Message, context: Context) -> Message:

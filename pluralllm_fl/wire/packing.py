@@ -14,6 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from pluralllm_fl.errors import FederationError
 from pluralllm_fl.wire.records import to_arrays, to_record
 
+# Delete this file when Flower moves a record as one object.
 Packings = dict[int, tuple[ArrayRecord, ConfigRecord]]
 
 _PACKED, _LAYOUT = "packed", "layout/"

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
 from pluralllm_fl.runs.artefacts import is_claimed
-from tests.e2e.network import Network, free_port
+from tests.e2e.network import Network
 from tests.e2e.units import Unit, kill
+from tests.ports import free_port
 
 
 class Deployment:
@@ -49,7 +50,7 @@ class Deployment:
 
     def __enter__(self) -> "Deployment":
         self.network.__enter__()
-        self.port = 8443 if self.network.separate else free_port()
+        self.port = 8443 if self.network.separate else free_port(1)
         answer = CliRunner().invoke(app, [
             "deploy", "init", str(self.folder), "--groups", ";".join(self.seen),
             "--unseen", ";".join(self.unseen), "--server", self.network.address("server"),

@@ -1,22 +1,9 @@
 """A network of machines on one: each a namespace with an address; where not permitted, loopback."""
 
-import contextlib
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Sequence
-
-
-def free_port() -> int:
-    """Return a port whose successor is free too (the SuperLink takes it)."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with contextlib.suppress(OSError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
 
 
 class Network:

@@ -16,7 +16,7 @@ from pluralllm_fl.cli import app
 from pluralllm_fl.deploy.layout import create
 from tests.e2e.flower import BIN
 from tests.e2e.processes import mark, started, until
-from tests.tls import free_port
+from tests.ports import free_port
 
 __all__ = ["mark"]
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
 from tests.e2e.processes import started, until
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.skipif(
@@ -85,7 +86,7 @@ class Federation:
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    mark, port = uuid.uuid4().hex, free_ports()
+    mark, port = uuid.uuid4().hex, free_port(2)
     found = Federation(tmp_path_factory.mktemp("deploy") / "my federation", port)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLURALLM_TEST_MARK", mark)
@@ -109,14 +110,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
             assert ready, found.log("superlink") + found.log("gateway")
             yield found
     assert until(lambda: not started(mark), 20), started(mark)
-
-
-def free_ports() -> int:
-    """Return a port that is free, as are the next two."""
-    for port in range(20000 + os.getpid() % 10000, 60000, 3):
-        if not any(answers(port + i) for i in range(3)):
-            return port
-    raise AssertionError("no free port")
 
 
 def answers(port: int) -> bool:

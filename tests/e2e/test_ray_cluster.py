@@ -21,9 +21,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.flower import BIN, ROOT, free_ports
+from tests.e2e.flower import BIN, ROOT
 from tests.e2e.processes import mark, started, until
 from tests.integration.inprocess import in_this_process
+from tests.ports import free_port
 
 __all__ = ["mark"]
 
@@ -52,7 +53,7 @@ class Cluster:
         self.started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Cluster":
-        port, client = free_ports(2)
+        port, client = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         here = ["--head", "--port", str(port), "--ray-client-server-port", str(client)]
         self._start([], [*here, "--include-dashboard", "false"])

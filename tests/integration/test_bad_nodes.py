@@ -17,8 +17,7 @@ from pluralllm_fl.arrays import Arrays
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.wire.records import to_arrays
 from tests.integration.bad_nodes import ATTACKS, SMALL_PART, with_bad_nodes
-from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays, run_on
-from tests.integration.test_updates import settings
+from tests.integration.inprocess import Fault, events, federate, final_arrays, real_config
 
 Values = NDArray[np.generic]
 
@@ -29,21 +28,21 @@ ROUNDS = 4
 SHORT = {"num_server_rounds": 2, "local_steps": 3}
 
 
-def federate(
+def trained(
     strategy: str, attack: str = "", fault: Fault | None = None, **changes: bool | float | int | str
 ) -> Path:
     """Run a small federation; return its run directory."""
-    config = settings(
+    config = real_config(
         Path(mkdtemp()), synthetic_groups=GROUPS, synthetic_questions=40, unseen_fraction=0.2,
         strategy=strategy, evaluate_every=9, **{"num_server_rounds": ROUNDS, **changes},
     )  # fmt: skip
     nodes = with_bad_nodes(app, BAD, ATTACKS[attack]) if attack else app
-    return run_on(InProcessGrid(nodes, GROUPS, config.to_run_config(), fault=fault), config)
+    return federate(config, nodes, fault=fault)
 
 
 @cache
 def honest() -> Path:
-    return federate("fedavg")
+    return trained("fedavg")
 
 
 @cache
@@ -53,7 +52,7 @@ def without_the_bad() -> Path:
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "away"), reply_to=request)
         return reply
 
-    return federate("fedavg", fault=broken, **SHORT)
+    return trained("fedavg", fault=broken, **SHORT)
 
 
 def trains(message: Message) -> bool:
@@ -72,7 +71,7 @@ def unseen(run: Path) -> tuple[float, float]:
 
 @pytest.mark.parametrize("attack", ["sign flip x10", "noise", "small part", "not finite"])
 def test_liars_who_stand_out_are_named_and_have_no_part_in_the_model(attack: str) -> None:
-    run = federate("fedavg", attack, **SHORT)
+    run = trained("fedavg", attack, **SHORT)
     assert dropped(run) == dropped(without_the_bad())
     assert final_arrays(run) == final_arrays(without_the_bad())
 
@@ -92,7 +91,7 @@ def test_an_attack_on_a_small_part_stays_within_what_honest_nodes_say(strategy: 
                 said.setdefault(server_round, []).append(value)
         return reply
 
-    federate(
+    trained(
         strategy, "small part", listen, num_server_rounds=6, local_steps=2, max_update_ratio=0.0,
     )  # fmt: skip
     spread = [np.ptp(values, axis=0).max() for values in said.values()]
@@ -116,9 +115,9 @@ def test_what_passes_the_check_moves_a_small_part_by_no_more_than_the_check_says
         return reply
 
     changes = {"num_server_rounds": 1, "local_steps": 3, "client_weight": "uniform"}
-    run = federate("fedavg", "small part, slowly", listen, **changes)
+    run = trained("fedavg", "small part, slowly", listen, **changes)
     model = load_file(run / "model" / "model.safetensors")
-    usual = load_file(federate("fedavg", **changes) / "model" / "model.safetensors")
+    usual = load_file(trained("fedavg", **changes) / "model" / "model.safetensors")
     lengths = [np.sqrt(sum(np.square(u).sum() for u in one.values())) for one in updates.values()]
     size = sum(value.size for value in model.values())
     parts = [np.linalg.norm(one[SMALL_PART]) for one in updates.values()]
@@ -131,7 +130,7 @@ def test_what_passes_the_check_moves_a_small_part_by_no_more_than_the_check_says
 @pytest.mark.parametrize("attack", ["sign flip x4", "constant answer", "permuted answers"])
 def test_liars_who_do_not_stand_out_cost_a_robust_strategy_little(attack: str) -> None:
     first, usual = unseen(honest())
-    run = federate("multikrum", attack)
+    run = trained("multikrum", attack)
     summary = json.loads((run / "summary.json").read_text())
     assert usual > first + 0.05
     assert unseen(run)[1] > usual - 0.02

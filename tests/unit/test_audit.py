@@ -3,17 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Self
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
-from torch import Tensor, nn
 
 from pluralllm_fl.arrays import IntArray
-from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation.audit.counterfactual import (
     leave_one_out,
     mean_of_answers,
@@ -31,50 +28,15 @@ from pluralllm_fl.evaluation.audit.reading import (
 from pluralllm_fl.evaluation.audit.updates import AMPLIFICATIONS, from_updates
 from pluralllm_fl.evaluation.baselines import federated
 from pluralllm_fl.evaluation.scores import Targets, beside_answers, predict_targets
-from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
-from pluralllm_fl.predictor.losses import prediction_loss
+from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.predictor.model import NETWORKS, PreferencePredictor, initial_predictor
-from pluralllm_fl.predictor.networks import Network, PredictorConfig
 from pluralllm_fl.predictor.training import learning_rate_at, round_seed, train_group
 from pluralllm_fl.preferences import GroupPreferences, PreferenceDataset, Question
 from pluralllm_fl.workspace import Workspace
+from tests.networks import Ledger
 from tests.survey import CONFIG, SEEN, UNSEEN, survey
 
 Array = NDArray[np.float64]
-
-
-class Ledger(Network):
-    """One logit for every option of the survey: it learns answers by heart, and nothing else."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(rows))
-
-    @classmethod
-    def from_config(cls, config: PredictorConfig) -> Self:
-        return cls(config.embedding_dim)
-
-    def encode_context(
-        self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()  # noqa: ARG002
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        return ()
-
-    def score(
-        self, context: tuple[Tensor, ...], targets: QuestionBatch,  # noqa: ARG002
-        known: tuple[Tensor, ...] = (),  # noqa: ARG002
-    ) -> tuple[Tensor, None]:  # fmt: skip
-        return targets.embedding @ self.logits, None
-
-    def objective(
-        self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int  # noqa: ARG002
-    ) -> Callable[[], tuple[Tensor, ...]]:  # fmt: skip
-        batch = table.batch(table.members("train"))
-
-        def step() -> tuple[Tensor, ...]:
-            predicted = batch.log_softmax(batch.embedding @ self.logits)
-            return (prediction_loss(predicted, None, batch, "cross-entropy"),)
-
-        return step
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from pluralllm_fl.cli import app
 from pluralllm_fl.cli.console import guarded
@@ -22,6 +22,7 @@ from pluralllm_fl.cli.simulate import _Simulation
 from pluralllm_fl.config import RunConfig, default_run_config
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.runs.artefacts import RunDirectory
+from tests.command import invoke
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--set", "synthetic-groups=4", "--set", "synthetic-questions=40")
@@ -41,12 +42,6 @@ def test_a_missing_tracker_is_found_before_the_run(
     assert result.exit_code == 2
     assert "pip install 'pluralllm-fl[wandb]'" in result.output
     assert list(tmp_path.iterdir()) == []
-
-
-def invoke(*arguments: str) -> Result:
-    result = CliRunner().invoke(app, list(arguments))
-    assert "Traceback" not in result.output
-    return result
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,17 @@ import ast
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 import pluralllm_fl
-from pluralllm_fl.config import RunConfig
 from pluralllm_fl.evaluation.baselines import federated
-from pluralllm_fl.predictor.episodes import GroupTable, QuestionBatch
 from pluralllm_fl.predictor.losses import prediction_loss
 from pluralllm_fl.predictor.model import NETWORKS, PreferencePredictor, initial_predictor
-from pluralllm_fl.predictor.networks import Network, PredictorConfig
+from tests.networks import Toy
 from tests.survey import CONFIG, DIMENSION, UNSEEN, survey
 
 PACKAGE = Path(pluralllm_fl.__file__).parent
@@ -31,46 +26,6 @@ for folder in sys.argv[1:]:
     PreferencePredictor.from_pretrained(Path(folder))
 print("torch._dynamo" in sys.modules)
 """
-
-
-class Toy(Network):
-    """A linear score of options, and how much of the likeliest shares of the context to copy."""
-
-    def __init__(self, dimension: int) -> None:
-        super().__init__()
-        self.score_option = nn.Linear(dimension, 1)
-
-    @classmethod
-    def from_config(cls, config: PredictorConfig) -> Self:
-        return cls(config.embedding_dim)
-
-    def encode_context(
-        self, context: QuestionBatch | None, known: tuple[Tensor, ...] = ()
-    ) -> tuple[Tensor, ...]:
-        del known
-        if context is None or not len(context):
-            return (torch.zeros(()),)
-        assert context.distribution is not None
-        return (context.distribution.square().mean(),)
-
-    def score(
-        self, context: tuple[Tensor, ...], targets: QuestionBatch, known: tuple[Tensor, ...] = ()
-    ) -> tuple[Tensor, Tensor | None]:
-        del known
-        return self.score_option(targets.embedding)[:, 0] * (1 + context[0]), None
-
-    def objective(
-        self, table: GroupTable, config: RunConfig, rng: np.random.Generator, server_round: int
-    ) -> Callable[[], tuple[Tensor, ...]]:
-        del server_round
-        pool = table.members("train")
-
-        def step() -> tuple[Tensor, ...]:
-            asked = table.batch(rng.choice(pool, 5, replace=False))
-            logits, _ = self.score(self.encode_context(None), asked)
-            return (prediction_loss(asked.log_softmax(logits), None, asked, config.loss),)
-
-        return step
 
 
 def test_a_toy_network_trains_is_saved_loaded_and_asked(

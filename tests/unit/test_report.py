@@ -201,6 +201,18 @@ def test_references_of_another_shape_are_left_out(tmp_path: Path) -> None:
         assert "Marginal" not in report_of(run_dir).text
 
 
+@pytest.mark.parametrize("odd", ["9" * 400, '"many"', "null", "[3]"])
+@pytest.mark.parametrize(
+    ("file", "key"), [("summary.json", "wall_seconds"), ("diagnostics.json", "context_sizes")]
+)
+def test_numbers_that_are_none_are_no_crash(tmp_path: Path, file: str, key: str, odd: str) -> None:
+    run = write_run(tmp_path / "run")
+    content = json.loads((run / file).read_text())
+    content[key] = "ODD" if file == "summary.json" else ["ODD"]
+    (run / file).write_text(json.dumps(content).replace('"ODD"', odd))
+    assert report_of(run).headings
+
+
 def test_damaged_optional_files_are_named(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", rounds=2)
     (run_dir / "summary.json").write_text('{"status": "comp')

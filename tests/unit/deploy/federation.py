@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from pluralllm_fl.cli import app
+from tests.command import invoke
 
 SEEN = ("Germany", "India (Current national sample)", """it's "x"=日本 \\$HOME""")
 UNSEEN = ("日本",)
@@ -24,14 +24,12 @@ def needs(program: str) -> None:
         pytest.skip(f"{program} is not installed")
 
 
-def invoke(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(app, ["deploy", *map(str, arguments)], env={"COLUMNS": "250"})
-    assert "Traceback" not in result.output
-    return result
+def deploy(*arguments: object) -> Result:
+    return invoke("deploy", *arguments)
 
 
 def init(folder: Path, *more: str, groups: str = "A;B", server: str = "localhost") -> Result:
-    return invoke("init", folder, "--groups", groups, "--server", server, *more)
+    return deploy("init", folder, "--groups", groups, "--server", server, *more)
 
 
 def files(folder: Path) -> list[Path]:

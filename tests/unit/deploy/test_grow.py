@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 
 from pluralllm_fl.config import RunConfig
-from tests.unit.deploy.federation import SEEN, SLUGS, UNSEEN, assert_private, files, invoke
+from tests.unit.deploy.federation import SEEN, SLUGS, UNSEEN, assert_private, deploy, files
 
 
 def test_added_nodes_join_the_rest(federation: Path) -> None:
@@ -18,7 +18,7 @@ def test_added_nodes_join_the_rest(federation: Path) -> None:
     text = run_config.read_text("utf-8")
     run_config.write_text(text + 'strategy = "fedadam"  # ours\n', "utf-8")
     shutil.rmtree(federation / "nodes" / "germany")  # handed over
-    result = invoke("add", federation, "--groups", 'Germany?;New = "1" # \\', "--unseen", "日")
+    result = deploy("add", federation, "--groups", 'Germany?;New = "1" # \\', "--unseen", "日")
     assert result.exit_code == 0, result.output
 
     values = tomllib.loads(run_config.read_text("utf-8"))
@@ -49,7 +49,7 @@ def test_added_nodes_join_the_rest(federation: Path) -> None:
 def test_a_chosen_number_of_nodes_stays(federation: Path) -> None:
     run_config = federation / "server" / "federation.toml"
     run_config.write_text(re.sub("min-nodes = 3", "min-nodes = 2", run_config.read_text("utf-8")))
-    assert invoke("add", federation, "--groups", "D").exit_code == 0
+    assert deploy("add", federation, "--groups", "D").exit_code == 0
     assert tomllib.loads(run_config.read_text("utf-8"))["min-nodes"] == 2
 
 
@@ -65,7 +65,7 @@ def test_refused_additions_change_nothing(
     federation: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     before = {path: path.read_bytes() for path in files(federation)}
-    result = invoke("add", federation, *arguments)
+    result = deploy("add", federation, *arguments)
     assert result.exit_code == 2
     assert message in result.output
     assert {path: path.read_bytes() for path in files(federation)} == before
@@ -78,7 +78,7 @@ def test_a_run_config_of_unknown_form_is_left_alone(federation: Path) -> None:
     )
     run_config.write_text(text)
     before = {path: path.read_bytes() for path in files(federation)}
-    result = invoke("add", federation, "--groups", "D")
+    result = deploy("add", federation, "--groups", "D")
     assert result.exit_code == 1
     assert "Set in it by hand" in result.output or "no valid TOML" in result.output
     assert {path: path.read_bytes() for path in files(federation)} == before
@@ -86,7 +86,7 @@ def test_a_run_config_of_unknown_form_is_left_alone(federation: Path) -> None:
 
 def test_add_and_renew_want_a_federation(tmp_path: Path) -> None:
     for command in (("add", tmp_path, "--groups", "D"), ("renew", tmp_path)):
-        result = invoke(*command)
+        result = deploy(*command)
         assert result.exit_code == 1
         assert "Give the folder that pluralllm deploy init wrote" in result.output
 
@@ -94,7 +94,7 @@ def test_add_and_renew_want_a_federation(tmp_path: Path) -> None:
 def test_a_renewed_certificate_differs_in_time_alone(federation: Path) -> None:
     path = federation / "server" / "server.crt"
     old = x509.load_pem_x509_certificate(path.read_bytes())
-    assert invoke("renew", federation, "--years", "3").exit_code == 0
+    assert deploy("renew", federation, "--years", "3").exit_code == 0
     new = x509.load_pem_x509_certificate(path.read_bytes())
     assert new.not_valid_after_utc - old.not_valid_after_utc > datetime.timedelta(days=729)
     assert new.public_key() == old.public_key()
@@ -108,6 +108,6 @@ def test_a_renewed_certificate_differs_in_time_alone(federation: Path) -> None:
 
 def test_renewing_needs_the_authority(federation: Path) -> None:
     shutil.rmtree(federation / "ca")
-    result = invoke("renew", federation)
+    result = deploy("renew", federation)
     assert result.exit_code == 1
     assert "ca.crt is missing. Bring the authority's folder back" in result.output

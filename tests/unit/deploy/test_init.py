@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.deploy.federation import init, invoke
+from tests.unit.deploy.federation import deploy, init
 
 
 def test_next_steps_are_shown(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_next_steps_are_shown(tmp_path: Path) -> None:
 def test_mistakes_are_named_and_nothing_is_written(
     tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    result = invoke("init", tmp_path / "fed", *arguments)
+    result = deploy("init", tmp_path / "fed", *arguments)
     assert result.exit_code == 2
     assert message in result.output
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ from pluralllm_fl.deploy.check_server import (
     check_registration,
 )
 from tests import tls
+from tests.ports import free_port
 from tests.tls import DAY, NOW, Signed
 from tests.unit.deploy_check.node_folder import TIMEOUT, UNSIGNED, at, the
 
@@ -41,7 +42,7 @@ def test_clock(
 
 
 def test_ports() -> None:
-    assert "refuses connections" in the(check_port(at(tls.free_port()), TIMEOUT)).message
+    assert "refuses connections" in the(check_port(at(free_port()), TIMEOUT)).message
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         port = full.getsockname()[1]
         waiting = [socket.socket() for _ in range(3)]
@@ -93,7 +94,7 @@ def test_answers_to_the_fleet_call(
 def test_no_answer_to_the_fleet_call(node: Path, ca: Signed) -> None:
     key, _ = check_key(node)
     assert key is not None
-    closed = at(tls.free_port())
+    closed = at(free_port())
     assert "gives no answer" in the(check_program(closed, ca.pem)).message
     assert "gives no answer" in the(check_registration(closed, ca.pem, key)).message
 

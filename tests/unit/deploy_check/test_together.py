@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from pluralllm_fl.cli import app
 from pluralllm_fl.deploy.check import check_node
 from tests import tls
+from tests.ports import free_port
 from tests.tls import Signed
 from tests.unit.deploy_check.node_folder import SECRET, TIMEOUT, UNSIGNED, edit, row, write
 
@@ -46,7 +47,7 @@ def test_an_empty_folder_is_explained(tmp_path: Path) -> None:
 def test_a_proxy_is_left_to_flower(
     tmp_path: Path, node: Path, ca: Signed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("https_proxy", f"http://user:{SECRET}@127.0.0.1:{tls.free_port()}")
+    monkeypatch.setenv("https_proxy", f"http://user:{SECRET}@127.0.0.1:{free_port()}")
     shown = tls.server(ca, "127.0.0.1")
     with tls.listening(tmp_path, shown, status="401 Unauthorized", body=UNSIGNED) as port:
         whole(node, ca, port)
