@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from pluralllm_fl.alignment.measures import measure, summary
-from pluralllm_fl.alignment.sheets import Sheet, draw_questions, for_everyone
+from pluralllm_fl.alignment.sheets import Sheet, draw_questions, shares_for_everyone
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.preferences import Question, question_split
 from pluralllm_fl.report.aligned import render, verdict
@@ -74,7 +74,7 @@ def test_the_interval_is_over_questions() -> None:
 def test_one_answer_for_all_is_the_mean_over_those_who_answered() -> None:
     first, second = sheet(), sheet("B", (RAIN,))
     object.__setattr__(second, "predicted", np.array([0.5, 0.2, 0.3]))
-    found = for_everyone([first, second])
+    found = shares_for_everyone([first, second])
     np.testing.assert_allclose(found[TEA], [0.5, 0.5])
     np.testing.assert_allclose(found[RAIN], [0.3, 0.4, 0.3])
     np.testing.assert_allclose(first.flat(found), [0.5, 0.5, 0.3, 0.4, 0.3])
