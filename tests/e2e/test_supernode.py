@@ -41,7 +41,8 @@ def test_supernode_ends_when_the_superlink_fails(tmp_path: Path, mark: str) -> N
             env=env, stdout=output, stderr=output,
         )  # fmt: skip
         node = subprocess.Popen(
-            [sys.executable, "-m", "pluralllm_fl.processes.supernode", "--insecure",
+            # By the name that folders of earlier versions know; it runs what the new one does.
+            [sys.executable, "-m", "pluralllm_fl.federation.supernode", "--insecure",
              "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", str(runtime)],
             env=env, stdout=said, stderr=said,
         )  # fmt: skip
