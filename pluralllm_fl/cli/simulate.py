@@ -139,12 +139,13 @@ class _Simulation:
         from pluralllm_fl.federation import trackers
         from pluralllm_fl.federation.strategy import strategy_of
         from pluralllm_fl.runs import checkpoint
-        from pluralllm_fl.workspace import require_questions, split_data
+        from pluralllm_fl.workspace import for_nodes, require_questions, split_data
 
         config = self.config
         trackers.require_packages(config)
         if config.resume:
             checkpoint.read(checkpoint.newest(self.folder / "checkpoints"))
+            config = for_nodes(config, len(RunRecord.read(self.folder).groups))
         data = split_data(config)
         require_questions(data.dataset, data.groups, config.context_questions)
         strategy_of(config, train_nodes=len(data.seen), all_nodes=len(data.groups))

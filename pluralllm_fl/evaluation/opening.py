@@ -11,10 +11,11 @@ import torch
 from pluralllm_fl.config import RunConfig
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.predictor.model import PreferencePredictor
-from pluralllm_fl.runs.record import RunRecord
-from pluralllm_fl.workspace import Workspace, for_nodes, is_elastic, open_workspace
+from pluralllm_fl.runs.record import RunRecord, number
+from pluralllm_fl.workspace import Workspace, is_elastic, open_workspace
 
 Work = TypeVar("Work", bound=Callable[..., Any])
+GENERATED = 8  # groups of the survey of a run that does not say how many were generated
 
 
 def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]:
@@ -72,7 +73,8 @@ def run_config(run: Path) -> RunConfig:
     if not is_elastic(config):
         return config
     record = RunRecord.read(run, "seen", "dataset")
-    return replace(for_nodes(config, len(record.groups)), seen_groups=";".join(record.seen))
+    groups = max(int(number(record.dataset.get("generated")) or GENERATED), len(record.groups))
+    return replace(config, synthetic_groups=groups, seen_groups=";".join(record.seen))
 
 
 def require_same_embedding(predictor: PreferencePredictor, fingerprint: str) -> None:

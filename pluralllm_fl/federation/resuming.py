@@ -8,6 +8,7 @@ from pluralllm_fl.federation.roster import Roster
 from pluralllm_fl.runs import checkpoint
 from pluralllm_fl.runs.artefacts import RunDirectory
 from pluralllm_fl.runs.checkpoint import Checkpoint
+from pluralllm_fl.workspace import for_nodes, is_elastic
 
 # What a resumed run may change: nothing here touches the result of a round already done.
 FREE_ON_RESUME = frozenset(
@@ -60,12 +61,15 @@ def _grown(directory: RunDirectory, config: RunConfig) -> set[str]:
 
 def facts(config: RunConfig, roster: Roster) -> dict[str, Any]:
     """Return what run.json says of the nodes and their data."""
+    dataset: dict[str, Any] = {
+        "name": config.dataset if roster.simulated else "each node's own",
+        "fingerprint": roster.fingerprint,
+        "groups": {node.group: node.questions for node in roster.nodes},
+    }
+    if roster.simulated and is_elastic(config):  # with fewer nodes not all of its groups take part
+        dataset["generated"] = for_nodes(config, len(roster.nodes)).synthetic_groups
     return {
-        "dataset": {
-            "name": config.dataset if roster.simulated else "each node's own",
-            "fingerprint": roster.fingerprint,
-            "groups": {node.group: node.questions for node in roster.nodes},
-        },
+        "dataset": dataset,
         "embedding": roster.embedding,
         "mode": "simulation" if roster.simulated else "deployment",
         "seen": roster.seen,

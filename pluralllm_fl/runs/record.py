@@ -19,8 +19,9 @@ class RunRecord:
     """The entries of run.json; what an older run does not say has its default.
 
     ``status`` is running, completed, failed or interrupted; ``mode`` simulation or deployment.
-    ``dataset`` holds name, fingerprint and, by group, the number of questions; ``embedding`` is
-    the language model's fingerprint, ``flower_run`` the id of the run in Flower's SuperLink.
+    ``dataset`` holds name, fingerprint, by group the number of questions and, if it was generated
+    to fit the nodes, how many groups were ``generated``; ``embedding`` is the language model's
+    fingerprint, ``flower_run`` the id of the run in Flower's SuperLink.
     """
 
     schema: int = 0

@@ -9,6 +9,8 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 from flwr.serverapp.strategy import Strategy
 
+from pluralllm_fl.wire.messages import LOSS
+
 # A round moves a weight by about 0.005; Flower's eta = 0.1 and tau = 0.001 would move it by up to
 # 0.1. Its beta_1 = 0.9 needs more than the usual 16 rounds to get going.
 _ADAPTIVE: dict[type[Strategy], dict[str, Any]] = {
@@ -24,7 +26,7 @@ def defaults(cls: type[Strategy], given: Mapping[str, Any], train_nodes: int) ->
     The result may hold arguments that the class does not have.
     """
     ours: dict[str, Any] = {
-        "train_loss_key": "train-loss",
+        "train_loss_key": LOSS,
         # q-FedAvg divides the step by 1 + q |update|²/(client_learning_rate loss). Only the fairer
         # weighing should be left of it: |update|² is about 100.
         "client_learning_rate": 1e4,

@@ -42,8 +42,8 @@ class Change(Protocol):
 
 
 # In the order in which a node makes them; rounding is the first, as it reads the model itself.
-# Clipping and packing are not among them: the one, before all of
-# these, leaves nothing to undo, the other is made of every message, in both directions.
+# Clipping and packing are not among them: the one, before all of these, leaves nothing to undo,
+# the other is made of every message, in both directions.
 CHANGES: tuple[Change, ...] = (rounding,)
 
 

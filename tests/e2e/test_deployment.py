@@ -152,10 +152,10 @@ def node_faults(federation: Deployment) -> Deployment:
 
 
 def test_node_killed_at_work_is_missed_and_comes_back(node_faults: Deployment) -> None:
-    """Missed by its heartbeats or by a probe.
+    """Missed by its heartbeats or by a question behind its message.
 
     The SuperLink lets it in again as soon as its last heartbeat has run out; if that happens
-    between two looks of the server, only a probe tells that its message is lost.
+    between two looks of the server, only that question tells that its message is lost.
     """
     assert node_faults.units[KILLED].starts > 1
     if KILLED in told(node_faults, "message_resent"):

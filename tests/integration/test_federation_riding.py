@@ -225,7 +225,7 @@ def test_message_lost_by_a_quick_restart_is_sent_again(
 def test_slow_node_is_not_taken_for_a_restarted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The probe waits behind the message: its answer never comes first."""
+    """The question waits behind the message: its answer never comes first."""
     monkeypatch.setattr(lost_messages, "ASK_AFTER", 0.2)
     grid = deployed()
     pull, busy_until = grid.pull_messages, [0.0]
@@ -245,6 +245,6 @@ def test_slow_node_is_not_taken_for_a_restarted_one(
     run = tiny_run(
         tiny_config(tmp_path, expected_nodes=5, num_server_rounds=1, round_timeout=60.0), grid=grid
     )
-    probes = [m for m in grid.sent[5:] if m.metadata.message_type == "query"]
-    assert probes
+    questions = [m for m in grid.sent[5:] if m.metadata.message_type == "query"]
+    assert questions
     assert not events(run, "message_resent")

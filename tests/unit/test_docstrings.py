@@ -2,6 +2,7 @@
 
 Read by `ast`, for nothing of a library is imported so. A shape is a list of dimensions in
 parentheses, such as (Q, dim) or (options,), each built from `DIMENSIONS`; or one of `WORDS`.
+One of them is enough for a docstring; whether it is true is for readers to see.
 """
 
 import ast

@@ -59,11 +59,26 @@ def test_a_run_remembers_its_survey(tmp_path: Path, nodes: int) -> None:
     record = {
         "config": DEFAULT.to_run_config(),
         "seen": groups[:2],
-        "dataset": {"groups": dict.fromkeys(groups[:nodes], 2)},
+        "dataset": {"groups": dict.fromkeys(groups[:nodes], 2), "generated": len(groups)},
     }
     (tmp_path / "run.json").write_text(json.dumps(record))
     config = run_config(tmp_path)
     dataset, seen, unseen = split_data(config)
-    assert len(dataset.groups) == max(nodes, 7)
+    assert len(dataset.groups) == len(groups)
     assert seen == tuple(sorted(groups[:2]))
     assert set(unseen) == set(groups[2:])
+
+
+@pytest.mark.parametrize(("nodes", "generated"), [(2, 8), (8, 8), (10, 10)])
+def test_a_run_that_does_not_say_is_of_a_survey_of_eight(
+    tmp_path: Path, nodes: int, generated: int
+) -> None:
+    """So large it was before runs said how large."""
+    groups = [f"Group {i}" for i in range(nodes)]
+    record = {
+        "config": DEFAULT.to_run_config(),
+        "seen": groups[:2],
+        "dataset": {"groups": dict.fromkeys(groups, 2)},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert run_config(tmp_path).synthetic_groups == generated

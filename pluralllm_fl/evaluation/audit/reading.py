@@ -1,8 +1,8 @@
 """How closely an attacker who has the question texts reproduces a group's answers.
 
 A *reading* is an array of the `FIGURES`, shape (figures,), each in 0..1: the mean alignment over
-questions, and the shares of options that are predicted within 0.02 and within 0.05. NaN: there is
-nothing to read.
+questions, and the shares of options that are predicted within 0.02 and within 0.05; a difference of
+two readings lies in -1..1. NaN: there is nothing to read.
 """
 
 import warnings
