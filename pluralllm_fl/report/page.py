@@ -11,7 +11,7 @@ from pluralllm_fl.config import default_run_config
 from pluralllm_fl.evaluation.standing import NOT_MEASURED, Standing, sentences
 from pluralllm_fl.report import figures
 from pluralllm_fl.report.figures import Chart, Line, Scale
-from pluralllm_fl.report.reading import SIDES, Diagnostics, GroupScore, Run, Scores
+from pluralllm_fl.report.reading import SIDES, Diagnostics, GroupScore, Run, SideScores
 from pluralllm_fl.runs.record import number
 
 ALL_ROWS_UP_TO = 80
@@ -187,7 +187,7 @@ def _bars(rows: Iterable[GroupScore], scale: Scale) -> list[dict[str, Any]]:
 
 
 def _fairness(run: Run) -> dict[str, Any] | None:
-    columns: list[tuple[str, str, Scores]] = []
+    columns: list[tuple[str, str, SideScores]] = []
     compared = {side: scores for side, scores in run.final.items() if len(scores.groups) != 1}
     for side, scores in compared.items():
         columns.append((side, "all questions", scores))

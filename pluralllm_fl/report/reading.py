@@ -30,7 +30,7 @@ class GroupScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class SideScores:
     """One side's block of scores (`evaluation.blocks.group_block`)."""
 
     side: str
@@ -47,12 +47,12 @@ class Scores:
         return _interval(self.block.get("interval")) if enough else None
 
     @property
-    def test(self) -> "Scores | None":
+    def test(self) -> "SideScores | None":
         """The same block over test questions."""
         return _scores(self.side, self.block.get("test_questions"))
 
     @property
-    def trained(self) -> "Scores | None":
+    def trained(self) -> "SideScores | None":
         """The same block over training questions."""
         return _scores(self.side, self.block.get("trained_questions"))
 
@@ -96,7 +96,7 @@ class Evaluation:
     """Scores of the global model after a round; round 0 is the initial model."""
 
     round: int
-    sides: Mapping[str, Scores]
+    sides: Mapping[str, SideScores]
     seconds: float
     bytes_up: float
     bytes_down: float
@@ -141,7 +141,7 @@ class Run:
     parameters: int | None = None
     rounds: list[Round] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    final: Mapping[str, Scores] = field(default_factory=dict)
+    final: Mapping[str, SideScores] = field(default_factory=dict)
     totals: dict[str, float] = field(default_factory=dict)
     diagnostics: Diagnostics | None = None
     dropped: list[Json] = field(default_factory=list)
@@ -330,14 +330,14 @@ def _example(content: object) -> Example | None:
     )
 
 
-def _sides(event: Json) -> dict[str, Scores]:
+def _sides(event: Json) -> dict[str, SideScores]:
     found = {side: _scores(side, event.get(side)) for side in SIDES}
     return {side: scores for side, scores in found.items() if scores is not None}
 
 
-def _scores(side: str, block: object) -> Scores | None:
+def _scores(side: str, block: object) -> SideScores | None:
     measured = isinstance(block, dict) and number(block.get("alignment")) is not None
-    return Scores(side, block) if isinstance(block, dict) and measured else None
+    return SideScores(side, block) if isinstance(block, dict) and measured else None
 
 
 def _interval(value: object) -> tuple[float, float] | None:

@@ -11,11 +11,11 @@ from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.evaluation.audit.counterfactual import leave_one_out, mean_of_answers
 from pluralllm_fl.evaluation.audit.reading import Examiner, from_model, membership
 from pluralllm_fl.evaluation.audit.subject import (
+    AuditedRun,
     OnWork,
-    Subject,
     is_fedavg,
     kept,
-    open_subject,
+    open_audited,
     train_again,
 )
 from pluralllm_fl.evaluation.audit.updates import Weights, from_updates
@@ -55,7 +55,7 @@ def audit_run(
     ArtefactError
         When the run has no model, or its files are damaged.
     """
-    subject = open_subject(run)
+    subject = open_audited(run)
     workspace, predictor = subject.workspace, subject.predictor
     chosen = _rounds(subject, rounds)
     if leave_out > len(workspace.seen) or (leave_out and len(workspace.seen) < 2):
@@ -87,7 +87,7 @@ def audit_run(
     return result
 
 
-def _rounds(subject: Subject, asked: Sequence[int]) -> list[int]:
+def _rounds(subject: AuditedRun, asked: Sequence[int]) -> list[int]:
     last = subject.rounds
     if wrong := [r for r in asked if not 1 <= r <= last]:
         raise ConfigError(f"--round {wrong[0]}: the run has the rounds 1 to {last}.")
@@ -95,7 +95,7 @@ def _rounds(subject: Subject, asked: Sequence[int]) -> list[int]:
 
 
 def _updates(
-    subject: Subject,
+    subject: AuditedRun,
     examiner: Examiner,
     received: dict[int, tuple[str, Weights]],
     on_work: OnWork,

@@ -19,7 +19,7 @@ from pluralllm_fl.workspace import Workspace
 OnWork = Callable[[str, int, int], None]
 
 
-class Subject(NamedTuple):
+class AuditedRun(NamedTuple):
     """A finished run: its folder, data, final model and number of rounds."""
 
     path: Path
@@ -28,7 +28,7 @@ class Subject(NamedTuple):
     rounds: int
 
 
-def open_subject(run: Path) -> Subject:
+def open_audited(run: Path) -> AuditedRun:
     """Open a run with its data and its model."""
     record = RunRecord.read(run)
     if record.mode == "deployment":
@@ -51,10 +51,10 @@ def open_subject(run: Path) -> Subject:
             "Restore the file."
         )
     rounds = record.completed_rounds or config.num_server_rounds
-    return Subject(run, workspace, predictor, rounds)
+    return AuditedRun(run, workspace, predictor, rounds)
 
 
-def kept(subject: Subject, server_round: int) -> tuple[str, Weights] | None:
+def kept(subject: AuditedRun, server_round: int) -> tuple[str, Weights] | None:
     """Return where the model that a round began with is from, and its weights by name, any shape.
 
     None if it is not at hand.
@@ -89,7 +89,7 @@ def is_fedavg(workspace: Workspace) -> bool:
 
 
 def train_again(
-    subject: Subject, rounds: Sequence[int], on_work: OnWork
+    subject: AuditedRun, rounds: Sequence[int], on_work: OnWork
 ) -> tuple[PreferencePredictor, dict[int, tuple[str, Weights]]]:
     """Train the federation in this process; return it and the models that `rounds` began with.
 
