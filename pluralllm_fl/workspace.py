@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from pluralllm_fl.config import RunConfig, embedding_parts
-from pluralllm_fl.datasets import GENERATED, SyntheticSpec, load_dataset, synthetic_summaries
+from pluralllm_fl.datasets import GENERATED, SyntheticSpec, load_dataset
 from pluralllm_fl.devices import torch_device
 from pluralllm_fl.embedding import Progress, TextEmbedder
 from pluralllm_fl.errors import ConfigError
 from pluralllm_fl.predictor.episodes import GroupTable
 from pluralllm_fl.preferences import PreferenceDataset, Role, split_groups
-
-# Groups, if there are not more nodes, and respondents of generated data, where the config says 0.
-# Of seven groups four train: two cores work off a round in two turns.
-GENERATED_SIZES = {"synthetic": (7, 400), synthetic_summaries.NAME: (8, 20)}
 
 
 class SplitData(NamedTuple):
@@ -116,7 +112,7 @@ def for_nodes(config: RunConfig, nodes: int) -> RunConfig:
     """Give an elastic survey a group for every node, and its usual number in any case."""
     if not is_elastic(config):
         return config
-    return replace(config, synthetic_groups=max(GENERATED_SIZES[config.dataset][0], nodes))
+    return replace(config, synthetic_groups=max(GENERATED[config.dataset].groups, nodes))
 
 
 def held_by_nodes(workspace: Workspace, nodes: int) -> tuple[str, ...]:
@@ -133,8 +129,9 @@ def held_by_nodes(workspace: Workspace, nodes: int) -> tuple[str, ...]:
 def read_dataset(config: RunConfig) -> PreferenceDataset:
     """Load the data set that a config names."""
     return load_dataset(
-        config.dataset, on_bad_row=config.on_bad_row, zeros=config.zeros, synthetic=spec_of(config)
-    )
+        config.dataset, on_bad_row=config.on_bad_row, zeros=config.zeros,
+        synthetic=spec_of(config) if is_generated(config) else None,
+    )  # fmt: skip
 
 
 def split_data(config: RunConfig) -> SplitData:
@@ -148,11 +145,11 @@ def split_data(config: RunConfig) -> SplitData:
 
 def spec_of(config: RunConfig) -> SyntheticSpec:
     """Return size and seed of generated data."""
-    groups, respondents = GENERATED_SIZES.get(config.dataset, (1, 1))
+    usual = GENERATED[config.dataset]
     return SyntheticSpec(
-        groups=config.synthetic_groups or groups,
+        groups=config.synthetic_groups or usual.groups,
         questions=config.synthetic_questions,
-        respondents=config.synthetic_respondents or respondents,
+        respondents=config.synthetic_respondents or usual.respondents,
         seed=config.seed,
     )
 

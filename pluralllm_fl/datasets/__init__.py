@@ -1,8 +1,9 @@
 """Loaders: every source comes out as a PreferenceDataset."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pluralllm_fl.datasets import globalopinionqa, opinionqa, synthetic_summaries
 from pluralllm_fl.datasets.collect import Collector
@@ -15,7 +16,21 @@ from pluralllm_fl.preferences import PreferenceDataset, zeros_not_offered
 
 OnBadRow = Literal["auto", "raise", "skip"]
 Zeros = Literal["answers", "not-offered"]
-GENERATED = {"synthetic": generate, synthetic_summaries.NAME: synthetic_summaries.generate}
+
+
+class Generated(NamedTuple):
+    """A source that is made up, and how many groups and respondents it has if nobody says."""
+
+    generate: Callable[[SyntheticSpec], PreferenceDataset]
+    groups: int
+    respondents: int
+
+
+GENERATED = {
+    # Of seven groups four train: two cores work off a round in two turns.
+    "synthetic": Generated(generate, 7, 400),
+    synthetic_summaries.NAME: Generated(synthetic_summaries.generate, 8, 20),
+}
 SOURCES = (*GENERATED, "globalopinionqa", "opinionqa", *RATED)
 
 __all__ = [
@@ -61,7 +76,7 @@ def load_dataset(
         When the source is unknown, cannot be had, or holds a bad row or no usable one.
     """
     if source in GENERATED:
-        dataset = GENERATED[source](synthetic or SyntheticSpec())
+        dataset = GENERATED[source].generate(synthetic or SyntheticSpec())
     else:
         dataset = _read(source, on_bad_row)
     return zeros_not_offered(dataset) if zeros == "not-offered" else dataset

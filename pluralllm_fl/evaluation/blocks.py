@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pluralllm_fl.evaluation.scores import EvaluationSplit, SplitScore
+from pluralllm_fl.evaluation.scores import PAIR_SHARES, SHARES, EvaluationSplit, SplitScore
 from pluralllm_fl.evaluation.standing import FEWEST_FOR_INTERVAL
 from pluralllm_fl.metrics import bootstrap_interval, fairness
 
@@ -70,15 +70,15 @@ def _block(scores: Mapping[str, SplitScore]) -> dict[str, Any] | None:
         {g: s.uniform for g, s in held.items()},
         {g: (s.low, s.high) for g, s in held.items() if not math.isnan(s.low)},
     )
-    offered = [s.alignment_offered for s in held.values()]
-    return block | {"alignment_offered": sum(offered) / len(offered)} | _pairs(held)
+    means = {name: sum(getattr(s, name) for s in held.values()) / len(held) for name in SHARES}
+    return block | means | _pairs(held)
 
 
 def _pairs(scores: Mapping[str, SplitScore]) -> dict[str, Any]:
     """Return the measures of pairs, by group and as means over groups; None without any pair."""
     decided = {group: score for group, score in scores.items() if score.pairs}
     found: dict[str, Any] = {}
-    for name in ("pairwise_accuracy", "calibration_error"):
+    for name in PAIR_SHARES:
         by_group = {group: getattr(score, name) for group, score in decided.items()}
         found[name] = sum(by_group.values()) / len(by_group) if by_group else None
         found[f"{name}_by_group"] = by_group

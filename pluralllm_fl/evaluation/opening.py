@@ -15,7 +15,7 @@ from pluralllm_fl.runs.record import RunRecord, number
 from pluralllm_fl.workspace import Workspace, is_elastic, open_workspace
 
 Work = TypeVar("Work", bound=Callable[..., Any])
-GENERATED = 8  # groups of the survey of a run that does not say how many were generated
+UNSAID = 8  # groups of the survey of a run that does not say how many were generated
 
 
 def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]:
@@ -73,7 +73,7 @@ def run_config(run: Path) -> RunConfig:
     if not is_elastic(config):
         return config
     record = RunRecord.read(run, "seen", "dataset")
-    groups = max(int(number(record.dataset.get("generated")) or GENERATED), len(record.groups))
+    groups = max(int(number(record.dataset.get("generated")) or UNSAID), len(record.groups))
     return replace(config, synthetic_groups=groups, seen_groups=";".join(record.seen))
 
 

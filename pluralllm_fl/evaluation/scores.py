@@ -28,6 +28,12 @@ MOST_PAIRS = 1e15  # of options
 _ROUNDING = 1e-6
 
 
+# Fields of `SplitScore` in 0..1 that blocks hold as means over groups; those of pairs over the
+# groups that have pairs, and by group.
+SHARES = ("alignment_offered",)
+PAIR_SHARES = ("pairwise_accuracy", "calibration_error")
+
+
 @dataclass(frozen=True, slots=True)
 class SplitScore:
     """A group's scores on one split of questions.
@@ -64,7 +70,7 @@ class SplitScore:
             # Two distributions never have alignment 0, and fairness divides by the mean.
             if not 0 < value <= 1 + _ROUNDING:
                 return f"{name.replace('_', '-')} = {value:g} is not above 0 and at most 1"
-        for name in ("pairwise_accuracy", "calibration_error"):
+        for name in (*SHARES, *PAIR_SHARES):
             if not 0 <= (value := getattr(self, name)) <= 1 + _ROUNDING:
                 return f"{name.replace('_', '-')} = {value:g} is not in 0..1"
         if not -_ROUNDING <= self.low <= self.high + _ROUNDING <= 1 + 2 * _ROUNDING:
