@@ -27,6 +27,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "ablation": _QUALITY,
     "embedders": (*_QUALITY, "--models"),
     "dialogues": ("--dialogues", "--split", "--seeds", "--processes", "--set"),
+    "privacy": _QUALITY,
     "demo": ("--seeds", "--processes", "--set"),
     "summaries": ("--seeds", "--processes", "--set"),
     "strategies": _QUALITY,
