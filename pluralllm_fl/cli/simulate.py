@@ -219,13 +219,9 @@ class _Simulation:
 
     def _finish(self) -> None:
         """Show the results, then write diagnostics and report."""
-        import torch
-
         from pluralllm_fl.evaluation.diagnostics import write_diagnostics
         from pluralllm_fl.report import write_report
 
-        # The predictor is small: more threads only wait for each other (10x on a busy machine).
-        torch.set_num_threads(self.config.threads)
         summary = read_json(self.folder / "summary.json")
         blocks = {side: summary.get(side) for side in ("seen", "unseen")}
         self.console.print()

@@ -6,9 +6,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
-
 from pluralllm_fl.config import RunConfig
+from pluralllm_fl.devices import torch_threads
 from pluralllm_fl.errors import ArtefactError
 from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.runs.record import RunRecord, number
@@ -41,18 +40,13 @@ def open_run(run: Path, **changes: Any) -> tuple[Workspace, PreferencePredictor]
 def with_threads_of_run(work: Work) -> Work:
     """Let a function of a run compute with as many torch threads as the run had.
 
-    The predictor is small: more threads would only wait for each other. The caller's number is
-    restored.
+    The predictor is small: more threads would only wait for each other.
     """
 
     @wraps(work)
     def with_threads(run: Path, *args: Any, **options: Any) -> Any:
-        before, config = torch.get_num_threads(), run_config(run)
-        torch.set_num_threads(config.threads)
-        try:
+        with torch_threads(run_config(run).threads):
             return work(run, *args, **options)
-        finally:
-            torch.set_num_threads(before)
 
     return cast(Work, with_threads)
 
