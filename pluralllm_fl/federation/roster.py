@@ -319,7 +319,7 @@ def _checked(nodes: list[Node], unseen: Collection[str]) -> list[Node]:
     for node in nodes:
         if node.role == "train" and node.group in unseen:
             raise FederationError(
-                f"Group '{node.group}' is in unseen-groups but its node wants to train. Remove "
+                f"Group '{node.group}' is in unseen-groups but its node's role is 'train'. Remove "
                 "role from its --node-config, or the group from unseen-groups."
             )
     if idle := [n.group for n in nodes if n.role == "train" and not n.train_questions]:

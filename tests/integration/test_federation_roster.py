@@ -192,7 +192,7 @@ def test_broken_node_ends_a_run_that_needs_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lists", "words"),
     [
-        ({"unseen_groups": "Aland"}, "'Aland' is in unseen-groups but its node wants to train"),
+        ({"unseen_groups": "Aland"}, "'Aland' is in unseen-groups but its node's role is 'train'"),
         ({"seen_groups": "Alland;Borduria"}, "no node holds: 'Alland' Did you mean 'Aland'"),
         ({"unseen_groups": "Zzz"}, r"no node holds: 'Zzz'\. Joined: Aland, Borduria"),
     ],
