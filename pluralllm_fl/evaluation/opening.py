@@ -68,6 +68,7 @@ def run_config(run: Path) -> RunConfig:
         return config
     record = RunRecord.read(run, "seen", "dataset")
     groups = max(int(number(record.dataset.get("generated")) or UNSAID), len(record.groups))
+    groups = RunConfig.checked("synthetic_groups", groups)
     return replace(config, synthetic_groups=groups, seen_groups=";".join(record.seen))
 
 

@@ -94,8 +94,10 @@ def require_same(directory: RunDirectory, roster: Roster, config: RunConfig) -> 
             f"embedding-model: the run began with another language model ({model[:12]}, now "
             f"{roster.embedding[:12]}). Resume with the same model and version of pluralllm-fl."
         )
-    if run.dataset != found["dataset"]:
+    # Earlier versions do not say how large a generated survey was.
+    dataset = {k: v for k, v in found["dataset"].items() if k != "generated" or k in run.dataset}
+    if run.dataset != dataset:
         raise ConfigError(
-            f"dataset = '{found['dataset']['name']}': the nodes' data are not those that the "
+            f"dataset = '{dataset['name']}': the nodes' data are not those that the "
             "run began with (other fingerprint). Resume with the same data or start a new run."
         )

@@ -13,9 +13,10 @@ from flwr.app import Array, ArrayRecord, Message, UserConfig
 from client_app import app
 from pluralllm_fl.embedding.models import PACKAGED
 from pluralllm_fl.errors import ConfigError, FederationError
+from pluralllm_fl.evaluation.opening import run_config
 from pluralllm_fl.federation.node import LocalNode
 from pluralllm_fl.wire.messages import Order
-from pluralllm_fl.workspace import open_workspace
+from pluralllm_fl.workspace import open_workspace, split_data
 from tests.integration.inprocess import (
     InProcessGrid,
     events,
@@ -105,6 +106,25 @@ def test_update_dtype_is_kept_on_resume(tmp_path: Path) -> None:
         federate(
             real_config(tmp_path, resume=str(run), update_dtype="bfloat16", num_server_rounds=2)
         )
+
+
+def test_a_run_of_a_version_that_does_not_say_how_much_it_generated_goes_on(
+    tmp_path: Path,
+) -> None:
+    nodes = 8  # so many groups a survey had then
+    settings = {"synthetic_groups": 0, "local_steps": 1, "seed": 1}
+
+    def run_once(**changes: bool | float | int | str) -> Path:
+        config = real_config(tmp_path, **settings, **changes)
+        return run_on(InProcessGrid(app, nodes, config.to_run_config()), config)
+
+    run = run_once(num_server_rounds=1)
+    record = json.loads((run / "run.json").read_text())
+    assert record["dataset"].pop("generated") == nodes
+    (run / "run.json").write_text(json.dumps(record))
+    run_once(num_server_rounds=2, resume=str(run))
+    assert [e["round"] for e in events(run, "round")] == [1, 2]
+    assert len(split_data(run_config(run)).groups) == nodes
 
 
 # -- deployed nodes
