@@ -36,7 +36,9 @@ def check_private(strategy: Strategy, config: RunConfig) -> None:
             f"strategy = '{config.strategy}' adds noise for equal weights: set client-weight = "
             "'uniform'."
         )
-    for change in in_use(config.to_run_config()) if isinstance(strategy, _CLIP_ON_NODES) else ():
+    changes = in_use(config.to_run_config())
+    if isinstance(strategy, _CLIP_ON_NODES) and changes:
+        change = changes[0]
         raise ConfigError(
             f"strategy = '{config.strategy}' clips updates on the nodes, and {change.KEY} would "
             f"change them after that: set {change.KEY} = '{change.OFF}'."
