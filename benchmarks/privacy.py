@@ -15,10 +15,11 @@ from trained import prepare, train
 
 from pluralllm_fl.evaluation.audit.counterfactual import mean_of_answers
 from pluralllm_fl.evaluation.audit.reading import Examiner, from_model, membership
-from pluralllm_fl.evaluation.audit.updates import Weights, from_updates
+from pluralllm_fl.evaluation.audit.subject import weights_of
+from pluralllm_fl.evaluation.audit.updates import from_updates
+from pluralllm_fl.evaluation.baselines import untrained
 from pluralllm_fl.evaluation.scores import predict_targets
-from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
-from pluralllm_fl.workspace import Workspace
+from pluralllm_fl.predictor.model import PreferencePredictor
 
 RECIPE = "ours"
 KNOWN = (0, 20, 100)
@@ -29,7 +30,7 @@ def run(dataset: str, changes: list[str], seed: int) -> dict[str, Run]:
     """Train, keeping what the attacked rounds began with; attack."""
     workspace = prepare(RECIPE, dataset, seed, changes)
     last = workspace.config.num_server_rounds
-    attacked = {1: weights_of(untrained(workspace))}
+    attacked = {1: weights_of(untrained(workspace, workspace.config))}
 
     def keep(server_round: int, predictor: PreferencePredictor) -> None:
         if server_round + 1 in ((1 + last) // 2, last):
@@ -58,18 +59,6 @@ def run(dataset: str, changes: list[str], seed: int) -> dict[str, Run]:
     told = membership(examiner, predict)
     measures |= {f"membership, {side}": told[side] for side in ("seen", "unseen", "difference")}
     return {RECIPE: {"seed": seed, "measures": measures}}
-
-
-def untrained(workspace: Workspace) -> PreferencePredictor:
-    """Return the model that round 1 begins with."""
-    return initial_predictor(
-        workspace.config, workspace.vectors.shape[1], workspace.embedding_fingerprint
-    )
-
-
-def weights_of(predictor: PreferencePredictor) -> Weights:
-    """Return a copy of a model's weights."""
-    return {name: value.detach().clone() for name, value in predictor.state_dict().items()}
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def federated(workspace: Workspace, config: RunConfig, on_round: OnRound) -> Pre
     The same as a federation with FedAvg, up to rounding: for measuring training alone. Where
     ``strategy-args`` holds ``fraction_train``, a round draws that share of the groups.
     """
-    predictor = _start(workspace, config)
+    predictor = untrained(workspace, config)
     for server_round in range(1, config.num_server_rounds + 1):
         received = {name: value.clone() for name, value in predictor.state_dict().items()}
         total = {name: torch.zeros_like(value) for name, value in received.items()}
@@ -49,7 +49,7 @@ def centralised(workspace: Workspace, config: RunConfig, on_round: OnRound) -> P
     A round is ``local-steps`` steps, each on a batch of every group: the steps and the data of a
     federated round.
     """
-    predictor = _start(workspace, config)
+    predictor = untrained(workspace, config)
     optimizer = FlatAdamW(list(predictor.parameters()), config.learning_rate, config.weight_decay)
     rng = np.random.default_rng(config.seed)
     weights = _weights(workspace, config, workspace.seen)
@@ -131,7 +131,8 @@ def _weights(workspace: Workspace, config: RunConfig, groups: tuple[str, ...]) -
     return {group: number / total for group, number in answers.items()}
 
 
-def _start(workspace: Workspace, config: RunConfig) -> PreferencePredictor:
+def untrained(workspace: Workspace, config: RunConfig) -> PreferencePredictor:
+    """Return the predictor that round 1 begins with."""
     predictor = initial_predictor(
         config, workspace.vectors.shape[1], workspace.embedding_fingerprint
     )

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from pluralllm_fl.errors import ArtefactError, ConfigError
 from pluralllm_fl.evaluation.audit.updates import Weights
-from pluralllm_fl.evaluation.baselines import federated
+from pluralllm_fl.evaluation.baselines import federated, untrained
 from pluralllm_fl.evaluation.opening import open_run
-from pluralllm_fl.predictor.model import PreferencePredictor, initial_predictor
+from pluralllm_fl.predictor.model import PreferencePredictor
 from pluralllm_fl.runs.record import RunRecord
 from pluralllm_fl.workspace import Workspace
 
@@ -61,11 +61,7 @@ def kept(subject: AuditedRun, server_round: int) -> tuple[str, Weights] | None:
     """
     workspace = subject.workspace
     if server_round == 1:
-        config = workspace.config
-        start = initial_predictor(
-            config, workspace.vectors.shape[1], workspace.embedding_fingerprint
-        )
-        return "initial", _weights(start.to(workspace.vectors.device))
+        return "initial", weights_of(untrained(workspace, workspace.config))
     folder = subject.path / "checkpoints" / f"round-{server_round - 1:04d}"
     file = folder / "arrays.safetensors"
     if not file.is_file():
@@ -100,11 +96,12 @@ def train_again(
 
     def on_round(server_round: int, predictor: PreferencePredictor) -> None:
         if server_round + 1 in rounds:
-            found[server_round + 1] = ("trained again", _weights(predictor))
+            found[server_round + 1] = ("trained again", weights_of(predictor))
         on_work("training again", server_round, config.num_server_rounds)
 
     return federated(subject.workspace, config, on_round).eval(), found
 
 
-def _weights(predictor: PreferencePredictor) -> Weights:
+def weights_of(predictor: PreferencePredictor) -> Weights:
+    """Return a copy of a model's weights by name, any shape."""
     return {name: value.detach().clone() for name, value in predictor.state_dict().items()}
